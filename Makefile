@@ -1,0 +1,40 @@
+# `make train` and `make test` set up what they need in .venv, from the Python
+# package index alone. PYTHON chooses the interpreter (3.11 to 3.13). On a machine
+# with NVIDIA GPUs, `make setup LOCK=requirements-cuda13.lock` adds CUDA.
+
+PYTHON ?= python3
+LOCK ?= requirements.lock
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup train test test-all lint lock
+
+setup: $(READY)
+
+$(READY): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install -q --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+train: setup
+	$(BIN)/hfdist train configs/paper/hf_gauss_newton.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+# The lock files hold every dependency with its hashes; `uv` comes from the index too.
+lock:
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	  --no-header --extra dev --extra tensorboard -o requirements.lock
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	  --no-header --extra dev --extra tensorboard --extra cuda13 \
+	  -o requirements-cuda13.lock

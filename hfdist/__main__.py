@@ -1,0 +1,109 @@
+"""The command line: hfdist train CONFIG.py …, hfdist evaluate RUN_DIR."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from hfdist.errors import UsageError
+
+DONE, USAGE, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+
+
+def main() -> int:
+    """Run one command; the exit code: 0, 2 a caller's mistake, 3 diverged."""
+    arguments = _parser().parse_args()
+    try:
+        return arguments.run(arguments)
+    except UsageError as error:
+        print(f"hfdist: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("hfdist: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hfdist", description="Distributed Hessian-free training in JAX."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train as a config file says",
+        epilog="`hfdist train CONFIG.py --help` lists every setting.",
+    )
+    train.add_argument("config", type=Path, metavar="CONFIG.py")
+    train.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="--SETTING VALUE",
+        help="settings that replace the config's, such as --epochs 1",
+    )
+    train.set_defaults(run=_train)
+    evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoint")
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    evaluate.add_argument("--step", type=int, help="its step; the newest by default")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+# The commands import what they need when they run: `hfdist --help` should not wait
+# for JAX, nor a mistyped config for Orbax.
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from hfdist.config import load
+
+    config = load(arguments.config, arguments.overrides)
+    if config.run_dir is None:
+        from hfdist.run_directory import default_run_dir
+
+        run_dir = default_run_dir(arguments.config)
+        config = dataclasses.replace(config, run_dir=run_dir)
+
+    from hfdist.progress import print_table
+    from hfdist.train import train
+
+    result = train(config)
+    print_table(
+        {
+            "steps": f"{result.steps:,}",
+            "training loss, mean of the last epoch": f"{result.train_loss:.4f}",
+            "test loss": f"{result.test.loss:.4f}",
+            "test accuracy": f"{result.test.accuracy:.4f}",
+            "training seconds": f"{result.seconds:.2f}",
+            "compilation seconds": f"{result.compile_seconds:.2f}",
+            "steps rejected": f"{result.rejected:,}",
+            "steps with negative curvature": f"{result.indefinite:,}",
+            "run directory": result.run_dir,
+        }
+    )
+    if result.diverged:
+        print(
+            f"hfdist: diverged: the last {config.max_rejected} or more updates were "
+            f"rejected (see {result.run_dir}/metrics.jsonl); more damping or a smaller "
+            f"learning rate may help",
+            file=sys.stderr,
+        )
+        return DIVERGED
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from hfdist.evaluate import evaluate
+    from hfdist.progress import print_table
+
+    step, test = evaluate(arguments.run_dir, arguments.step)
+    print_table(
+        {
+            "step": f"{step:,}",
+            "test loss": f"{test.loss:.4f}",
+            "test accuracy": f"{test.accuracy:.4f}",
+        }
+    )
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

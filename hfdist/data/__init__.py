@@ -1,0 +1,1 @@
+"""Data: files -> arrays in memory -> a Grain pipeline of global batches."""

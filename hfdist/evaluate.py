@@ -1,0 +1,61 @@
+"""Mean loss and accuracy over the test examples."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from hfdist.data.idx import Examples
+from hfdist.data.pipeline import GlobalBatches, decode
+from hfdist.parallel import place_chunk
+from hfdist.problem import Problem, PyTree, weighted_sums
+from hfdist.run_directory import read_config
+
+
+class Evaluation(NamedTuple):
+    """Means over the examples of a split."""
+
+    loss: float
+    accuracy: float
+
+
+def evaluator(
+    problem: Problem, examples: Examples, batch_size: int, mesh: Mesh | None
+) -> Callable[[PyTree], Evaluation]:
+    """params -> Evaluation over all the examples, held on the devices."""
+    batch_size = min(batch_size, len(examples.labels))
+    source = GlobalBatches(examples, batch_size, seed=None)
+    batches = place_chunk(source.chunk(0, source.per_epoch), mesh)
+
+    @jax.jit
+    def totals(params, batches):
+        def sums(batch):
+            batch = decode(batch)
+            outputs_BC = problem.predict(params, batch)
+            correct_B = jnp.argmax(outputs_BC, -1) == batch["labels"]
+            loss_sum, weight_sum = weighted_sums(problem, outputs_BC, batch)
+            return loss_sum, weight_sum, jnp.sum(batch["weights"] * correct_B)
+
+        return jax.tree.map(jnp.sum, jax.lax.map(sums, batches))
+
+    def evaluate_params(params):
+        loss_sum, weight_sum, correct = (s.item() for s in totals(params, batches))
+        return Evaluation(loss_sum / weight_sum, correct / weight_sum)
+
+    return evaluate_params
+
+
+def evaluate(run_dir: Path, step: int | None = None) -> tuple[int, Evaluation]:
+    """Evaluate a run's checkpoint, the newest by default: (its step, the means)."""
+    from hfdist.checkpoint import Checkpoints  # Orbax takes a while to import
+
+    config = read_config(run_dir)
+    test = config.data.load("test")
+    problem, params = config.build_problem(test.inputs.shape[1])
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    step, restored = checkpoints.restore(step, params=params)
+    measure = evaluator(problem, test, config.evaluation_batch_size, mesh=None)
+    return step, measure(restored["params"])

@@ -1,0 +1,45 @@
+"""Per-example losses, convex in the outputs: (outputs (B, C), batch) -> (B,).
+
+The targets are `batch["targets"]` (B, C) where given, else `batch["labels"]` (B,) as
+one-hot rows, so each loss serves classification and regression alike. Any other
+convex function with this signature works: its output Hessian H_z comes from automatic
+differentiation.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from hfdist.problem import Batch
+
+
+def softmax_cross_entropy(z_BC: Array, batch: Batch) -> Array:
+    """l = -Σ_c t_c log softmax(z)_c, in nats; H_z = diag(p) - p pᵀ for Σ t = 1."""
+    return optax.softmax_cross_entropy(z_BC, _targets(z_BC, batch))
+
+
+def sigmoid_cross_entropy(z_BC: Array, batch: Batch) -> Array:
+    """l = -Σ_c t_c log σ(z_c) + (1 - t_c) log(1 - σ(z_c)), in nats, 0 ≤ t_c ≤ 1."""
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(z_BC, _targets(z_BC, batch)), -1)
+
+
+def squared_error(z_BC: Array, batch: Batch) -> Array:
+    """l = Σ_c (z_c - t_c)², the literature's error of autoencoders: no factor 1/2."""
+    return jnp.sum(jnp.square(z_BC - _targets(z_BC, batch)), -1)
+
+
+def _targets(z_BC: Array, batch: Batch) -> Array:
+    if "targets" in batch:
+        targets_BC = batch["targets"]
+    elif "labels" in batch:
+        targets_BC = jax.nn.one_hot(batch["labels"], z_BC.shape[-1], dtype=z_BC.dtype)
+    else:
+        raise ValueError(
+            f"a batch needs 'targets' (B, C) or 'labels' (B,); it has {sorted(batch)}"
+        )
+    if targets_BC.shape != z_BC.shape:
+        raise ValueError(
+            f"outputs {z_BC.shape} and targets {targets_BC.shape} differ in shape"
+        )
+    return targets_BC

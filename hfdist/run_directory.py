@@ -1,0 +1,114 @@
+"""A run's folder: config.json, metrics.jsonl and checkpoints/."""
+
+import json
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hfdist.config import Config, from_json, to_json
+from hfdist.errors import UsageError
+
+# Settings that a continued run may change: they do not alter the steps already made.
+MAY_CHANGE = {
+    "epochs",
+    "max_steps",
+    "max_rejected",
+    "devices",
+    "run_dir",
+    "checkpoint_minutes",
+    "evaluation_batch_size",
+    "compilation_cache",
+    "tensorboard",
+}
+PACKAGES = ("hfdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def open_run(config: Config) -> Path:
+    """The run's folder, made or found again, with its config.json up to date.
+
+    Raises UsageError if it cannot be written, holds something else, or holds a run of
+    another config.
+    """
+    assert config.run_dir is not None
+    run_dir = config.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if any(run_dir.iterdir()):
+            _check_same(read_config(run_dir), config)
+        part = run_dir / "config.json.part"
+        part.write_text(json.dumps(_record(config), indent=2) + "\n")
+        part.replace(run_dir / "config.json")
+    except OSError as error:
+        raise UsageError(
+            f"run directory {run_dir} cannot be written ({error.strerror}): give "
+            f"--run-dir a folder that can"
+        ) from None
+    return run_dir
+
+
+def default_run_dir(config_path: Path) -> Path:
+    """runs/<config>-<time>."""
+    return Path("runs") / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config that a run directory was made with."""
+    try:
+        return from_json(json.loads((run_dir / "config.json").read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"{run_dir} is not a run directory: its config.json cannot be read "
+            f"({error})"
+        ) from None
+
+
+def _check_same(old: Config, new: Config) -> None:
+    old_fields, new_fields = _flat(to_json(old)), _flat(to_json(new))
+    differing = [
+        f"{name} was {old_fields.get(name)}, now {new_fields.get(name)}"
+        for name in sorted(old_fields.keys() | new_fields.keys())
+        if old_fields.get(name) != new_fields.get(name) and name not in MAY_CHANGE
+    ]
+    if differing:
+        raise UsageError(
+            f"{new.run_dir} holds a run of another config ({'; '.join(differing)}): "
+            f"give these their old values to continue it, or another --run-dir"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _record(config: Config) -> dict[str, Any]:
+    device = jax.local_devices()[0]
+    return {
+        "config": to_json(config),
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of hfdist's own checkout, with '-dirty' for local changes."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,79 @@
+"""The exact path: write the matrix down, then factorise it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cho_solve, solve
+from optax import tree
+
+from hfdist.errors import UsageError
+from hfdist.problem import PyTree, parameter_count
+from hfdist.solvers.solution import Solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Solve A x = b by Cholesky, or by LU where A is not positive definite.
+
+    Memory: about 3 N² numbers, for A, its factor and one working copy. Cost: N products
+    and N³/3 multiply-adds (Cholesky; LU twice that).
+    """
+
+    block: int = 128
+    """Columns of A computed at a time: more is faster and takes more memory."""
+
+    def __post_init__(self):
+        if self.block < 1:
+            raise UsageError(f"dense.block is {self.block}: use at least 1")
+
+    def check_memory(self, params: PyTree) -> None:
+        """Raise UsageError, before anything is compiled, where A cannot fit."""
+        n = parameter_count(params)
+        needed = 3 * n * n * jnp.dtype(tree.dtype(params, "highest")).itemsize
+        available = device_memory()
+        if needed > available:
+            raise UsageError(
+                f"a dense solve in {n:,} parameters needs about {needed / 1e9:,.1f} GB "
+                f"(three {n:,} x {n:,} matrices) and this device has "
+                f"{available / 1e9:,.1f} GB: use hfdist.HessianFree, which needs only "
+                f"products, or a smaller network"
+            )
+
+    def solve(self, product: Callable[[PyTree], PyTree], b: PyTree) -> Solution:
+        """x with A x = b, A materialised from its products."""
+        b_N, unravel = ravel_pytree(b)
+        a_NN = materialise(product, b, self.block)
+        factor_NN = jnp.linalg.cholesky(a_NN)
+        indefinite = ~jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
+        x_N = jax.lax.cond(
+            indefinite,
+            lambda: solve(a_NN, b_N),
+            lambda: cho_solve((factor_NN, True), b_N),
+        )
+        residual_N = b_N - a_NN @ x_N
+        return Solution(unravel(x_N), unravel(residual_N), jnp.int32(0), indefinite)
+
+
+def materialise(product: Callable[[PyTree], PyTree], like: PyTree, block: int) -> Array:
+    """The symmetric matrix A (N, N) of v -> A v, `block` columns at a time."""
+    flat_N, unravel = ravel_pytree(like)
+
+    def column(i):
+        unit_N = jnp.zeros_like(flat_N).at[i].set(1)
+        return ravel_pytree(product(unravel(unit_N)))[0]
+
+    # Stacked columns are rows: the transpose, which is A itself.
+    return jax.lax.map(column, jnp.arange(flat_N.size), batch_size=block)
+
+
+def device_memory() -> int:
+    """Bytes of memory of the first device; for a CPU, of the machine."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
