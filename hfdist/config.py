@@ -21,7 +21,8 @@ from hfdist.errors import UsageError
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model, functional
-from hfdist.problem import Problem, PyTree
+from hfdist.problem import Problem
+from hfdist.pytree import PyTree
 
 Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
 

@@ -20,7 +20,8 @@ from jax import Array
 from optax import tree
 
 from hfdist.parallel import Collectives
-from hfdist.problem import Batch, Problem, PyTree, weighted_sums
+from hfdist.problem import Batch, Problem, weighted_sums
+from hfdist.pytree import PyTree, divide
 
 Curvature = Literal["gauss_newton", "hessian", "finite_difference"]
 
@@ -57,10 +58,10 @@ def value_and_gradient(
         partial(_loss_sums, problem, batch=batch), has_aux=True
     )(devices.vary(params))
     (loss_sum, weight_sum), gradient_sum = devices.reduce((sums, gradient_sum))
-    return loss_sum / weight_sum, _divide(gradient_sum, weight_sum)
+    return loss_sum / weight_sum, divide(gradient_sum, weight_sum)
 
 
-def value(
+def mean_loss(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives
 ) -> Array:
     """f(w) alone: one forward pass."""
@@ -115,7 +116,7 @@ def _finite_difference(problem, params, batch, devices) -> Quadratic:
         epsilon = displacement / jnp.where(norm_v == 0, 1, norm_v)
         shifted = tree.add_scale(params, epsilon, v)
         _, shifted_gradient = value_and_gradient(problem, shifted, batch, devices)
-        return _divide(tree.sub(shifted_gradient, gradient), epsilon)
+        return divide(tree.sub(shifted_gradient, gradient), epsilon)
 
     return Quadratic(value, gradient, product)
 
@@ -126,14 +127,10 @@ def _reduced(sums, gradient_sum, local_product, devices) -> Quadratic:
 
     def product(v):
         product_sum = devices.reduce(local_product(devices.vary(v)))
-        return _divide(product_sum, weight_sum)
+        return divide(product_sum, weight_sum)
 
-    return Quadratic(loss_sum / weight_sum, _divide(gradient_sum, weight_sum), product)
+    return Quadratic(loss_sum / weight_sum, divide(gradient_sum, weight_sum), product)
 
 
 def _loss_sums(problem: Problem, params: PyTree, batch: Batch) -> tuple[Array, Array]:
     return weighted_sums(problem, problem.predict(params, batch), batch)
-
-
-def _divide(numerator: PyTree, denominator: Array) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf / denominator, numerator)

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from hfdist.data.idx import Examples
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.parallel import place_chunk
-from hfdist.problem import Problem, PyTree, weighted_sums
+from hfdist.problem import Problem, weighted_sums
+from hfdist.pytree import PyTree
 from hfdist.run_directory import read_config
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from optax import tree
 
-PyTree = Any
+from hfdist.pytree import PyTree
+
 Batch = dict[str, Array]
 
 
@@ -36,13 +35,3 @@ def weighted_sums(problem: Problem, outputs: Any, batch: Batch) -> tuple[Array, 
         weights_B = jnp.ones_like(losses_B)
     weights_B = weights_B.astype(losses_B.dtype)
     return jnp.sum(weights_B * losses_B), jnp.sum(weights_B)
-
-
-def inner(a: PyTree, b: PyTree) -> Array:
-    """⟨a, b⟩ over all leaves, multiplied at full precision."""
-    return jnp.asarray(tree.vdot(a, b))
-
-
-def parameter_count(params: PyTree) -> int:
-    """N, the number of scalars in params."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

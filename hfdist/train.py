@@ -21,7 +21,8 @@ from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.evaluate import Evaluation, evaluator
 from hfdist.methods.method import Info, State
 from hfdist.parallel import make_mesh, place_chunk, replicate
-from hfdist.problem import Batch, PyTree
+from hfdist.problem import Batch
+from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder
 from hfdist.run_directory import open_run
 

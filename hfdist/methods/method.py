@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from hfdist.errors import UsageError
 from hfdist.parallel import data_parallel
-from hfdist.problem import Problem, PyTree
+from hfdist.problem import Problem
+from hfdist.pytree import PyTree
 
 
 class Info(NamedTuple):

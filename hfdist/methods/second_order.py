@@ -18,7 +18,8 @@ from hfdist import curvature as curvatures
 from hfdist.damping import DampingRule, levenberg_marquardt, reduction_ratio
 from hfdist.methods.method import Info, State, initial_info, transformation
 from hfdist.parallel import collectives
-from hfdist.problem import Problem, inner
+from hfdist.problem import Problem
+from hfdist.pytree import inner
 from hfdist.solvers.solution import Solution
 
 
@@ -71,7 +72,7 @@ def second_order(
         accepted = jnp.isfinite(model.value + step_norm + residual_norm)
         rho, next_damping = jnp.full_like(model.value, jnp.nan), memory.damping
         if damping_rule == "levenberg_marquardt":
-            new_value = curvatures.value(
+            new_value = curvatures.mean_loss(
                 problem, optax.apply_updates(params, step), batch, devices
             )
             predicted = _predicted_decrease(b, step, solution, memory, learning_rate)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from flax import nnx
 from jax import Array
 
-from hfdist.problem import Batch, PyTree
+from hfdist.problem import Batch
+from hfdist.pytree import PyTree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optax import tree
 
 from hfdist.errors import UsageError
-from hfdist.problem import PyTree, inner
+from hfdist.pytree import PyTree, inner
 from hfdist.solvers.solution import Solution
 
 

@@ -12,7 +12,7 @@ from jax.scipy.linalg import cho_solve, solve
 from optax import tree
 
 from hfdist.errors import UsageError
-from hfdist.problem import PyTree, parameter_count
+from hfdist.pytree import PyTree, parameter_count
 from hfdist.solvers.solution import Solution
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from hfdist.problem import PyTree
+from hfdist.pytree import PyTree
 
 
 class Solution(NamedTuple):

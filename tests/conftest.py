@@ -1,0 +1,12 @@
+"""Four virtual CPU devices and float64 for every test; set before JAX starts."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_X64"] = "1"
+# The tests compile a thousand small programs and run each once.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+
+import hfdist
+
+hfdist.make_mesh(4)
