@@ -16,8 +16,8 @@ def inner(a: PyTree, b: PyTree) -> Array:
 
 
 def divide(a: PyTree, scalar: Array) -> PyTree:
-    """a / scalar, leaf by leaf."""
-    return jax.tree.map(lambda leaf: leaf / scalar, a)
+    """a / scalar, leaf by leaf, each in its own dtype."""
+    return jax.tree.map(lambda leaf: leaf / scalar.astype(leaf.dtype), a)
 
 
 def parameter_count(params: PyTree) -> int:

@@ -1,7 +1,6 @@
 """Small problems with a dense float64 truth that uses none of hfdist's curvature."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
@@ -127,11 +126,9 @@ class Case:
     def dense_gradient(self) -> np.ndarray:
         return np.asarray(jax.grad(self._scalar)(ravel_pytree(self.params)[0]))
 
-    @cache
     def dense_hessian(self) -> np.ndarray:
         return np.asarray(jax.hessian(self._scalar)(ravel_pytree(self.params)[0]))
 
-    @cache
     def dense_gauss_newton(self) -> np.ndarray:
         """Σ wᵢ Jᵢᵀ Hᵢ Jᵢ / Σ wᵢ, example by example in numpy."""
         flat_N, unravel = ravel_pytree(self.params)

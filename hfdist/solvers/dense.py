@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve
-from optax import tree
 
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree, parameter_count
@@ -34,7 +33,8 @@ class Dense:
     def check_memory(self, params: PyTree) -> None:
         """Raise UsageError, before anything is compiled, where A cannot fit."""
         n = parameter_count(params)
-        needed = 3 * n * n * jnp.dtype(tree.dtype(params, "highest")).itemsize
+        itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        needed = 3 * n * n * itemsize
         available = device_memory()
         if needed > available:
             raise UsageError(

@@ -1,0 +1,129 @@
+"""Conjugate gradients against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import relative_error
+from jax.flatten_util import ravel_pytree
+
+from hfdist import CG
+
+TREE = {"a": jnp.zeros((3, 4)), "b": (jnp.zeros(5), jnp.zeros(()))}
+N = 18
+
+
+def system(eigenvalues, dtype=np.float64):
+    """A = Q diag(eigenvalues) Qᵀ with its product on TREE-shaped pytrees, and b."""
+    rng = np.random.default_rng(0)
+    q_NN, _ = np.linalg.qr(rng.normal(size=(N, N)))
+    a_NN = ((q_NN * np.asarray(eigenvalues)) @ q_NN.T).astype(dtype)
+    b_N = rng.normal(size=N).astype(dtype)
+    like = jax.tree.map(lambda leaf: leaf.astype(dtype), TREE)
+    unravel = ravel_pytree(like)[1]
+
+    def product(v):
+        return unravel(jnp.asarray(a_NN) @ ravel_pytree(v)[0])
+
+    return a_NN, b_N, product, unravel
+
+
+def textbook(a_NN, b_N, steps):
+    """Algorithm 1 of the paper, line by line."""
+    x_N, r_N = np.zeros_like(b_N), b_N.copy()
+    p_N = r_N.copy()
+    for _ in range(steps):
+        alpha = r_N @ r_N / (p_N @ a_NN @ p_N)
+        x_N = x_N + alpha * p_N
+        r_next_N = r_N - alpha * a_NN @ p_N
+        beta = r_next_N @ r_next_N / (r_N @ r_N)
+        p_N, r_N = r_next_N + beta * p_N, r_next_N
+    return x_N, r_N
+
+
+def test_solution_matches_numpy():
+    a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
+    solution = CG(max_steps=100, rtol=1e-14).solve(product, unravel(b_N))
+    assert relative_error(solution.x, np.linalg.solve(a_NN, b_N)) < 1e-10
+    assert not solution.indefinite
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 9])
+def test_truncated_iterates_are_the_textbooks(steps):
+    a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
+    solution = CG(max_steps=steps, rtol=0).solve(product, unravel(b_N))
+    x_N, r_N = textbook(a_NN, b_N, steps)
+    assert solution.steps == steps
+    assert relative_error(solution.x, x_N) < 1e-10
+    assert relative_error(solution.residual, r_N) < 1e-10
+    assert relative_error(solution.residual, b_N - a_NN @ x_N) < 1e-10
+
+
+def test_stops_at_the_relative_residual():
+    a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
+    solution = CG(max_steps=100, rtol=1e-3).solve(product, unravel(b_N))
+    norms = [np.linalg.norm(textbook(a_NN, b_N, k)[1]) for k in range(2 * N)]
+    first = next(k for k, r in enumerate(norms) if r <= 1e-3 * norms[0])
+    assert solution.steps == first
+
+
+def test_starting_at_the_solution_takes_no_step():
+    a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
+    start = unravel(jnp.asarray(np.linalg.solve(a_NN, b_N)))
+    solution = CG(max_steps=10, rtol=1e-6).solve(product, unravel(b_N), start)
+    assert solution.steps == 0
+    assert relative_error(solution.x, start) == 0
+
+
+def test_a_warm_start_is_cg_on_the_remainder():
+    a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
+    start_N = np.random.default_rng(5).normal(size=N)
+    solution = CG(max_steps=4, rtol=0).solve(
+        product, unravel(b_N), unravel(jnp.asarray(start_N))
+    )
+    correction_N, _ = textbook(a_NN, b_N - a_NN @ start_N, 4)
+    assert relative_error(solution.x, start_N + correction_N) < 1e-10
+
+
+def test_negative_curvature_keeps_the_iterate_so_far():
+    a_NN, b_N, product, unravel = system([-0.05, *np.geomspace(1, 10, N - 1)])
+    solution = CG(max_steps=50, rtol=1e-12).solve(product, unravel(b_N))
+    assert solution.indefinite
+    kept = int(solution.steps) - 1
+    assert kept > 0
+    x_N, r_N = textbook(a_NN, b_N, kept)
+    assert relative_error(solution.x, x_N) < 1e-8
+    assert relative_error(solution.residual, r_N) < 1e-8
+
+
+@pytest.mark.parametrize("eigenvalues", [-np.ones(N), np.zeros(N)])
+def test_no_positive_curvature_at_all_gives_steepest_descent(eigenvalues):
+    _, b_N, product, unravel = system(eigenvalues)
+    solution = CG().solve(product, unravel(b_N), unravel(jnp.ones(N)))
+    assert solution.indefinite
+    assert relative_error(solution.x, b_N) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_far_past_convergence_nothing_becomes_nan(dtype):
+    a_NN, b_N, product, unravel = system(np.geomspace(1, 10, N), dtype)
+    solution = CG(max_steps=400, rtol=0).solve(product, unravel(b_N))
+    assert solution.steps < 100
+    expected = np.linalg.solve(a_NN.astype(np.float64), b_N)
+    assert relative_error(solution.x, expected) < 100 * np.finfo(dtype).eps
+    assert jax.tree.leaves(solution.x)[0].dtype == dtype
+
+
+def test_a_zero_right_hand_side_has_the_zero_solution():
+    _, b_N, product, unravel = system(np.ones(N))
+    solution = CG().solve(product, unravel(0 * b_N))
+    assert solution.steps == 0
+    assert not np.any(ravel_pytree(solution.x)[0])
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_steps": 0}, {"rtol": -1.0}, {"rtol": float("nan")}]
+)
+def test_settings_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        CG(**arguments)
