@@ -27,7 +27,9 @@ def evaluator(
     problem: Problem, examples: Examples, batch_size: int, mesh: Mesh | None
 ) -> Callable[[PyTree], Evaluation]:
     """params -> Evaluation over all the examples, held on the devices."""
+    devices = 1 if mesh is None else mesh.size
     batch_size = min(batch_size, len(examples.labels))
+    batch_size += -batch_size % devices  # the devices share it evenly
     source = GlobalBatches(examples, batch_size, seed=None)
     batches = place_chunk(source.chunk(0, source.per_epoch), mesh)
 

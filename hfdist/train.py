@@ -18,6 +18,7 @@ import optax
 from hfdist.checkpoint import Checkpoints
 from hfdist.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
+from hfdist.errors import UsageError
 from hfdist.evaluate import Evaluation, evaluator
 from hfdist.methods.method import Info, State
 from hfdist.parallel import make_mesh, place_chunk, replicate
@@ -51,6 +52,11 @@ def train(config: Config) -> Result:
     """
     mesh = make_mesh(config.devices)
     train_set, test_set = config.data.load("train"), config.data.load("test")
+    if config.batch_size > len(train_set.labels):
+        raise UsageError(
+            f"batch_size is {config.batch_size} but the data has only "
+            f"{len(train_set.labels)} examples: use a smaller batch"
+        )
     source = GlobalBatches(train_set, config.batch_size, config.seed)
     problem, params = config.build_problem(train_set.inputs.shape[1])
     optimizer = config.method.build(problem, mesh)

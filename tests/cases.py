@@ -6,11 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 import hfdist
-from hfdist import losses
+from hfdist import SGD, HessianFree, Newton, losses
 from hfdist.parallel import collectives
+
+LM: Any = "levenberg_marquardt"
+METHODS = {
+    "sgd": SGD(learning_rate=0.1),
+    "newton": Newton(damping=5.0),
+    "newton_gauss_newton_lm": Newton(
+        damping=5.0, curvature="gauss_newton", damping_rule=LM
+    ),
+    "hf_gauss_newton": HessianFree(damping=1.0),
+    "hf_hessian": HessianFree(damping=5.0, curvature="hessian"),
+    "hf_finite_difference": HessianFree(damping=5.0, curvature="finite_difference"),
+    "hf_warm_lm": HessianFree(damping=1.0, damping_rule=LM, warm_start=0.95),
+}
 
 ONE_DEVICE = collectives(None)
 INPUTS, HIDDEN, OUTPUTS = 5, 4, 3
@@ -157,3 +171,14 @@ def relative_error(actual, expected) -> float:
     actual_N = np.asarray(ravel_pytree(actual)[0])
     expected_N = np.asarray(ravel_pytree(expected)[0])
     return float(np.linalg.norm(actual_N - expected_N) / np.linalg.norm(expected_N))
+
+
+def loop(optimizer, params, batch, steps=3):
+    """The line that every optimiser goes through: the params after it, all infos."""
+    update = jax.jit(lambda s, p: optimizer.update(None, s, p, batch=batch))
+    state, infos = optimizer.init(params), []
+    for _ in range(steps):
+        updates, state = update(state, params)
+        params = optax.apply_updates(params, updates)
+        infos.append(state.info)
+    return params, infos

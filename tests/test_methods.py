@@ -1,7 +1,7 @@
 """One list of methods, one contract; then what is particular to each."""
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox
 import flax.linen as linen
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import INPUTS, Case, relative_error
+from cases import INPUTS, LM, METHODS, Case, loop, relative_error
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
@@ -18,31 +18,8 @@ import hfdist
 from hfdist import CG, SGD, HessianFree, Newton
 from hfdist.models.model import functional
 
-LM: Any = "levenberg_marquardt"
-METHODS = {
-    "sgd": SGD(learning_rate=0.1),
-    "newton": Newton(damping=5.0),
-    "newton_gauss_newton_lm": Newton(
-        damping=5.0, curvature="gauss_newton", damping_rule=LM
-    ),
-    "hf_gauss_newton": HessianFree(damping=1.0),
-    "hf_hessian": HessianFree(damping=5.0, curvature="hessian"),
-    "hf_finite_difference": HessianFree(damping=5.0, curvature="finite_difference"),
-    "hf_warm_lm": HessianFree(damping=1.0, damping_rule=LM, warm_start=0.95),
-}
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 CASE = Case("softmax_cross_entropy", weighted=True)
-
-
-def loop(optimizer, params, batch, steps=3):
-    """The line that every optimiser goes through: the params after it, all infos."""
-    update = jax.jit(lambda s, p: optimizer.update(None, s, p, batch=batch))
-    state, infos = optimizer.init(params), []
-    for _ in range(steps):
-        updates, state = update(state, params)
-        params = optax.apply_updates(params, updates)
-        infos.append(state.info)
-    return params, infos
 
 
 @each_method

@@ -15,7 +15,6 @@ import numpy as np
 from jax import Array
 
 from hfdist.data.idx import Examples
-from hfdist.errors import UsageError
 from hfdist.problem import Batch
 
 Chunk = dict[str, Array]  # batches stacked, leaves (steps, B, …)
@@ -33,13 +32,6 @@ class GlobalBatches:
     batch_size: int
     seed: int | None  # None: in order
 
-    def __post_init__(self):
-        if self.batch_size > len(self.examples.labels):
-            raise UsageError(
-                f"batch_size is {self.batch_size} but the data has only "
-                f"{len(self.examples.labels)} examples: use a smaller batch"
-            )
-
     @property
     def per_epoch(self) -> int:
         """Batches in an epoch."""
@@ -51,14 +43,13 @@ class GlobalBatches:
         assert position + count <= self.per_epoch
         n = len(self.examples.labels)
         order = np.arange(n) if self.seed is None else _shuffled(n, self.seed, epoch)
-        rows = order[position * self.batch_size :][: count * self.batch_size]
-        weights = np.zeros((count, self.batch_size), np.float32)
-        weights.flat[: len(rows)] = 1
-        rows = np.resize(rows, weights.shape)
+        places = np.arange(count * self.batch_size).reshape(count, self.batch_size)
+        places += position * self.batch_size
+        rows = order[places % n]
         return {
             "inputs": self.examples.inputs[rows],
             "labels": self.examples.labels[rows].astype(np.int32),
-            "weights": weights,
+            "weights": (places < n).astype(np.float32),
         }
 
 

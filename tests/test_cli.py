@@ -1,0 +1,321 @@
+"""The command line, as a person runs it: real processes, real files."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import idx_files
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HF = "configs/paper/hf_gauss_newton.py"
+# The settings of conftest.py are not a user's.
+ENV = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "XLA_FLAGS")}
+COMMAND = [sys.executable, "-m", "hfdist"]
+
+
+def hfdist(*arguments):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def lines(run_dir, split="train"):
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [x for x in map(json.loads, text.splitlines()) if x["split"] == split]
+
+
+def without_seconds(line):
+    return {name: v for name, v in line.items() if "seconds" not in name}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return idx_files.make_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def small(data, tmp_path):
+    """Arguments for a quick run on a small data set, into tmp_path/run."""
+    settings = f"--data.dir {data} --data.classes 3 --batch-size 16 --epochs 2"
+    return [*settings.split(), "--run-dir", tmp_path / "run"]
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """The main job: 7 epochs of the paper's best method, once for several tests."""
+    run_dir = tmp_path_factory.mktemp("baseline") / "run"
+    return hfdist("train", HF, "--run-dir", run_dir), run_dir
+
+
+def last_epoch_loss(run_dir):
+    losses = [x["loss"] for x in lines(run_dir) if x["epoch"] == 7]
+    assert len(losses) == 938
+    return sum(losses) / len(losses)
+
+
+def test_the_main_job_reproduces_the_paper(baseline):
+    done, run_dir = baseline
+    assert done.returncode == 0, done.stderr
+    assert 0.20 <= last_epoch_loss(run_dir) <= 0.25
+    tests = lines(run_dir, "test")
+    assert [x["step"] for x in tests] == [938 * epoch for epoch in range(1, 8)]
+    assert tests[-1]["accuracy"] >= 0.92
+    assert tests[-1]["seconds"] < 30
+    assert "epoch 7  step 6566" in done.stdout
+    assert f"{tests[-1]['accuracy']:.4f}" in done.stdout
+
+
+def test_every_step_has_its_line(baseline):
+    _, run_dir = baseline
+    steps = lines(run_dir)
+    assert [x["step"] for x in steps] == list(range(1, 6567))
+    assert [x["epoch"] for x in steps[936:940]] == [1, 1, 2, 2]
+    seconds = [x["seconds"] for x in steps]
+    assert seconds == sorted(seconds)
+    assert sum("compile_seconds" in x for x in steps) == 1
+    assert all(x["accepted"] and x["damping"] == 4 for x in steps)
+    assert 5 < sum(x["cg_steps"] for x in steps) / len(steps) < 7
+
+
+def test_evaluate_repeats_the_runs_last_evaluation(baseline):
+    _, run_dir = baseline
+    done = hfdist("evaluate", run_dir)
+    assert done.returncode == 0, done.stderr
+    last = lines(run_dir, "test")[-1]
+    assert f"{last['accuracy']:.4f}" in done.stdout
+    assert f"{last['loss']:.4f}" in done.stdout
+
+
+def test_config_json_has_everything_resolved(baseline):
+    record = json.loads((baseline[1] / "config.json").read_text())
+    assert record["config"]["method"]["cg"]["max_steps"] == 10
+    assert record["config"]["data"]["classes"] == 10
+    assert record["versions"]["jax"].count(".") == 2
+    assert record["device"]["platform"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "accuracy"),
+    [("sgd", 0.20, 0.25, 0.92), ("hf_newton", 0.27, 0.33, 0.90)],
+)
+def test_the_other_baselines(tmp_path, name, low, high, accuracy):
+    done = hfdist("train", f"configs/paper/{name}.py", "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert low <= last_epoch_loss(tmp_path / "run") <= high
+    assert lines(tmp_path / "run", "test")[-1]["accuracy"] >= accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "steps"), [("damped_newton", 20), ("newton", 5)])
+def test_the_full_dense_solve(tmp_path, name, steps):
+    config = f"configs/paper/{name}.py"
+    run_dir = tmp_path / "run"
+    done = hfdist("train", config, "--max-steps", steps, "--run-dir", run_dir)
+    assert done.returncode == 0, done.stderr
+    made = lines(run_dir)
+    assert len(made) == steps
+    if name == "newton":
+        # The Hessian is singular: pixels that are always 0.
+        assert all(x["indefinite"] and not x["accepted"] for x in made)
+        assert made[0]["step_norm"] == "nan"
+    else:
+        assert all(x["accepted"] for x in made)
+        assert lines(run_dir, "test")[-1]["loss"] < made[0]["loss"]
+
+
+def test_a_run_that_diverges_ends_with_3_and_says_so(small, tmp_path):
+    arguments = ("--max-rejected", "3", "--model.hidden", "2", *small)
+    done = hfdist("train", "configs/paper/newton.py", *arguments)
+    assert done.returncode == 3
+    assert "diverged: the last 3 or more updates were rejected" in done.stderr
+    made = lines(tmp_path / "run")
+    assert [x["accepted"] for x in made[-3:]] == [False] * 3
+    assert len(made) < 14
+    assert len(lines(tmp_path / "run", "test")) == 1
+
+
+def test_a_run_continues_where_it_stopped(small, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "run"
+    warm = ("--method.warm-start", "0.9", "--method.damping-rule=levenberg_marquardt")
+    assert hfdist("train", HF, *small, *warm, "--run-dir", whole).returncode == 0
+    for epochs in (1, 2):
+        again = hfdist("train", HF, *small, *warm, "--epochs", epochs)
+        assert again.returncode == 0, again.stderr
+    for split in ("train", "test"):
+        expected = [without_seconds(x) for x in lines(whole, split)]
+        assert [without_seconds(x) for x in lines(parts, split)] == expected
+    again = hfdist("train", HF, *small, *warm)  # nothing is left to do
+    assert again.returncode == 0
+    assert f"{lines(whole, 'test')[-1]['accuracy']:.4f}" in again.stdout
+
+
+def test_on_a_terminal_there_is_a_bar(small):
+    """A pseudo-terminal stands in for a person's."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "train", HF, *map(str, small)],
+        cwd=ROOT,
+        env={**ENV, "TERM": "xterm", "COLUMNS": "120"},
+        stdout=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"HessianFree .*14/14 steps +[\d,]+/s +loss \d\.\d{4} +ETA", text)
+    assert "epoch 1" not in text
+
+
+def test_without_a_run_dir_a_new_folder_is_made(small, tmp_path):
+    arguments = [*COMMAND, "train", ROOT / HF, *small[:-2], "--max-steps", "1"]
+    subprocess.run(map(str, arguments), cwd=tmp_path, env=ENV, check=True)
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"hf_gauss_newton-\d{8}-\d{6}", run_dir.name)
+
+
+def test_virtual_devices(small, tmp_path):
+    done = hfdist("train", HF, *small, "--devices", "4", "--method.cg.max-steps", "3")
+    assert done.returncode == 0, done.stderr
+    many = lines(tmp_path / "run")
+    small[-1] = tmp_path / "one"
+    assert hfdist("train", HF, *small, "--method.cg.max-steps", "3").returncode == 0
+    one = lines(tmp_path / "one")
+    for a, b in zip(many, one, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def mistake(tmp_path, name):
+    """The arguments of one mistake."""
+    config = tmp_path / "config.py"
+    text = {
+        "syntax": "config = Config(",
+        "name": "config = HessianFre()",
+        "none": "x = 1",
+        "other": "config = 3",
+        "range": "import hfdist\nconfig = hfdist.SGD(learning_rate=0)",
+        "newton": (
+            "import hfdist\nfrom hfdist.config import Config\n"
+            "from hfdist.models.mlp import MLP\nconfig = Config("
+            "method=hfdist.Newton(), model=MLP(hidden=(1000, 500)))"
+        ),
+    }.get(name)
+    if text is not None:
+        config.write_text(text)
+    return ["train", config]
+
+
+MISTAKES = {
+    # an override that is unknown, of the wrong type, out of range
+    r"--method.damping": ["train", HF, "--method.dampign", "1"],
+    r"could not convert string to float: 'x'": ["train", HF, "--method.damping", "x"],
+    r"epochs is 0: use at least 1": ["train", HF, "--epochs", "0"],
+    r"damping is -1.0": ["train", HF, "--method.damping", "-1"],
+    r"invalid choice 'newton'": ["train", HF, "--method.curvature", "newton"],
+    r"64 cannot be split evenly over 3": ["train", HF, "--devices", "3"],
+    r"batch_size is 70000 but .* 60000": ["train", HF, "--batch-size", "70000"],
+    r"undamped CG on the Hessian": [
+        *("train", "configs/paper/hf_newton.py", "--method.damping", "0"),
+    ],
+    # a config that is none
+    r"config none.py does not exist": ["train", "none.py"],
+    r"config configs does not exist or is not a file": ["train", "configs"],
+    r"cannot be run as Python \(SyntaxError": "syntax",
+    r"cannot be run as Python \(NameError": "name",
+    r"defines nothing as `config`: add": "none",
+    r"defines a int as `config`: add": "other",
+    r"learning_rate is 0: use a number": "range",
+    # data
+    r"holds no file named train-images": ["train", HF, "--data.dir", "configs"],
+    # the machine
+    r"a dense solve in 1,290,510 parameters needs about 19,985": "newton",
+    # run directories
+    r"is not a run directory": ["evaluate", "configs"],
+    r"configs holds|configs is not a run": ["train", HF, "--run-dir", "configs"],
+    r"cannot be written \(Not a directory\)": [
+        *("train", HF, "--run-dir", "README.md/run"),
+    ],
+    # commands
+    r"invalid choice: 'trian'": ["trian", HF],
+    r"required: COMMAND": [],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_gets_one_readable_message(tmp_path, message):
+    arguments = MISTAKES[message]
+    if isinstance(arguments, str):
+        arguments = mistake(tmp_path, arguments)
+    if "--run-dir" not in arguments and arguments[:1] == ["train"]:
+        arguments = [*arguments, "--run-dir", tmp_path / "run"]
+    done = hfdist(*arguments)
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout + done.stderr).split())
+    assert re.search(message, shown), shown
+    assert done.returncode == 2
+    assert "Traceback" not in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_override_gets_a_suggestion():
+    shown = hfdist("train", HF, "--method.dampign", "1").stderr
+    assert "--method.damping" in shown
+
+
+def test_no_such_device_count(tmp_path):
+    """On the CPU any count is made; a JAX that has started has those it has."""
+    program = (
+        "import jax, sys; jax.devices(); from hfdist.__main__ import main; "
+        f"sys.argv = ['hfdist', 'train', '{HF}', '--devices', '2', '--run-dir', "
+        f"'{tmp_path / 'run'}']; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=ENV, capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"--devices 2, but this machine has 1 cpu device" in done.stderr
+
+
+def test_another_config_in_the_same_run_directory_is_refused(small, tmp_path):
+    assert hfdist("train", HF, *small).returncode == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    done = hfdist("train", HF, *small, "--method.damping", "2", "--seed", "1")
+    assert done.returncode == 2
+    assert "method.damping was 4.0, now 2.0; seed was 0, now 1" in done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_missing_checkpoint_is_named(small, tmp_path):
+    assert hfdist("train", HF, *small).returncode == 0
+    done = hfdist("evaluate", tmp_path / "run", "--step", "5")
+    assert done.returncode == 2
+    assert "no checkpoint of step 5; its steps are [14]" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_run_directory_without_permission(small, tmp_path):
+    tmp_path.chmod(0o500)
+    done = hfdist("train", HF, *small)
+    assert done.returncode == 2
+    assert "cannot be written (Permission denied)" in done.stderr
+
+
+def test_help_lists_every_setting_with_its_meaning():
+    shown = hfdist("train", HF, "--help").stdout
+    for words in ("--method.cg.max-steps", "Damping λ", "--data.dir", "the paper's"):
+        assert words in shown
+    assert hfdist("--help").returncode == 0
