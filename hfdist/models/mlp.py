@@ -23,6 +23,7 @@ class MLP(Model):
     hidden: tuple[int, ...] = (10,)
     """Width of each hidden layer."""
     activation: Activation = "relu"
+    """Function between the layers."""
 
     def __post_init__(self):
         if any(width < 1 for width in self.hidden):
