@@ -2,8 +2,8 @@
 
     hfdist train configs/paper/damped_newton.py --max-steps 20
 
-Two cores of an AMD EPYC, seed 0: 2.5 s a step in 1.4 GB; after 20 steps the test loss is
-2.16 and the test accuracy 0.29. All 7 epochs, 6,566 steps, would take 4.5 hours, an
+Two cores of an AMD EPYC, seed 0: 2.5 s a step in 1.4 GB; after 20 steps the test loss
+is 2.16 and the test accuracy 0.29. All 7 epochs, 6,566 steps, would take 4.5 hours, an
 extrapolation. Paper: 34,933 s on a V100, training loss 0.2837, test accuracy 0.9003.
 """
 

@@ -27,8 +27,8 @@ class HessianFree(Method):
     damping_rule: DampingRule = "constant"
     """Keep λ, or let it follow the reduction ratio (Levenberg-Marquardt)."""
     warm_start: float = 0.0
-    """Start CG from this multiple of the last solution, at the price of one more product
-    a step (Martens: 0.95); 0: start from 0."""
+    """Start CG from this multiple of the last solution, for one more product a step
+    (Martens: 0.95); 0: start from 0."""
     cg: CG = field(default_factory=CG)
 
     def __post_init__(self):
