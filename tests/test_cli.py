@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import idx_files
 import pytest
 
+from hfdist.__main__ import main
+
 ROOT = Path(__file__).parent.parent
 HF = "configs/paper/hf_gauss_newton.py"
 # The settings of conftest.py are not a user's.
 ENV = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "XLA_FLAGS")}
+GZIP = "hfdist/data/mnist/t10k-labels-idx1-ubyte.gz"
 COMMAND = [sys.executable, "-m", "hfdist"]
 
 
@@ -200,94 +204,102 @@ def test_virtual_devices(small, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-def mistake(tmp_path, name):
-    """The arguments of one mistake."""
-    config = tmp_path / "config.py"
-    text = {
-        "syntax": "config = Config(",
-        "name": "config = HessianFre()",
-        "none": "x = 1",
-        "other": "config = 3",
-        "range": "import hfdist\nconfig = hfdist.SGD(learning_rate=0)",
-        "newton": (
-            "import hfdist\nfrom hfdist.config import Config\n"
-            "from hfdist.models.mlp import MLP\nconfig = Config("
-            "method=hfdist.Newton(), model=MLP(hidden=(1000, 500)))"
-        ),
-    }.get(name)
-    if text is not None:
-        config.write_text(text)
-    return ["train", config]
+# Config files that are none, by name.
+CONFIGS = {
+    "syntax.py": "config = Config(",
+    "name.py": "config = HessianFre()",
+    "exit.py": "raise SystemExit",
+    "none.py": "x = 1",
+    "other.py": "config = 3",
+    "range.py": "import hfdist\nconfig = hfdist.SGD(learning_rate=0)",
+    "newton.py": (
+        "import hfdist\nfrom hfdist.config import Config\n"
+        "from hfdist.models.mlp import MLP\n"
+        "config = Config(method=hfdist.Newton(), model=MLP(hidden=(1000, 500)))"
+    ),
+}
 
-
+# What each mistake's message says, and the arguments that make it.
 MISTAKES = {
     # an override that is unknown, of the wrong type, out of range
-    r"--method.damping": ["train", HF, "--method.dampign", "1"],
-    r"could not convert string to float: 'x'": ["train", HF, "--method.damping", "x"],
-    r"epochs is 0: use at least 1": ["train", HF, "--epochs", "0"],
-    r"damping is -1.0": ["train", HF, "--method.damping", "-1"],
-    r"invalid choice 'newton'": ["train", HF, "--method.curvature", "newton"],
-    r"64 cannot be split evenly over 3": ["train", HF, "--devices", "3"],
-    r"batch_size is 70000 but .* 60000": ["train", HF, "--batch-size", "70000"],
-    r"undamped CG on the Hessian": [
-        *("train", "configs/paper/hf_newton.py", "--method.damping", "0"),
-    ],
+    r"Unrecognized options: --method.dampign.*--method.damping": (
+        f"train {HF} --method.dampign 1"
+    ),
+    r"could not convert string to float: 'x'": f"train {HF} --method.damping x",
+    r"epochs is 0: use at least 1": f"train {HF} --epochs 0",
+    r"damping is -1.0: use a number": f"train {HF} --method.damping -1",
+    r"invalid choice 'newton'": f"train {HF} --method.curvature newton",
+    r"64 cannot be split evenly over 3": f"train {HF} --devices 3",
+    r"batch_size is 70000 but .* 60000": f"train {HF} --batch-size 70000",
+    r"undamped CG on the Hessian": (
+        "train configs/paper/hf_newton.py --method.damping 0"
+    ),
     # a config that is none
-    r"config none.py does not exist": ["train", "none.py"],
-    r"config configs does not exist or is not a file": ["train", "configs"],
-    r"cannot be run as Python \(SyntaxError": "syntax",
-    r"cannot be run as Python \(NameError": "name",
-    r"defines nothing as `config`: add": "none",
-    r"defines a int as `config`: add": "other",
-    r"learning_rate is 0: use a number": "range",
+    r"config nowhere.py does not exist": "train nowhere.py",
+    r"config configs does not exist or is not a file": "train configs",
+    r"cannot be run as Python \(SyntaxError": "train TMP/syntax.py",
+    r"cannot be run as Python \(NameError": "train TMP/name.py",
+    r"cannot be run as Python \(SystemExit": "train TMP/exit.py",
+    r"defines nothing as `config`: add": "train TMP/none.py",
+    r"defines a int as `config`: add": "train TMP/other.py",
+    r"learning_rate is 0: use a number": "train TMP/range.py",
+    r"cannot be run as Python \(UnicodeDecodeError|null bytes": f"train {GZIP}",
     # data
-    r"holds no file named train-images": ["train", HF, "--data.dir", "configs"],
+    r"holds no file named train-images": f"train {HF} --data.dir configs",
+    r"label 2 is outside 0 … 1: give": f"train {HF} --data.dir DATA --data.classes 2",
+    r"cannot be read \(.*\): fetch": f"train {HF} --data.dir BROKEN",
     # the machine
-    r"a dense solve in 1,290,510 parameters needs about 19,985": "newton",
+    r"a dense solve in 1,290,510 parameters needs about 19,985": "train TMP/newton.py",
+    r"--devices 64, but this machine has 4 cpu": f"train {HF} --devices 64",
     # run directories
-    r"is not a run directory": ["evaluate", "configs"],
-    r"configs holds|configs is not a run": ["train", HF, "--run-dir", "configs"],
-    r"cannot be written \(Not a directory\)": [
-        *("train", HF, "--run-dir", "README.md/run"),
-    ],
+    r"configs is not a run directory": "evaluate configs",
+    r"configs is not a run directory: its": f"train {HF} --run-dir configs",
+    r"cannot be written \(Not a directory\)": f"train {HF} --run-dir README.md/run",
     # commands
-    r"invalid choice: 'trian'": ["trian", HF],
-    r"required: COMMAND": [],
+    r"invalid choice: 'trian'": f"trian {HF}",
+    r"required: COMMAND": "",
 }
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_gets_one_readable_message(tmp_path, message):
-    arguments = MISTAKES[message]
-    if isinstance(arguments, str):
-        arguments = mistake(tmp_path, arguments)
-    if "--run-dir" not in arguments and arguments[:1] == ["train"]:
-        arguments = [*arguments, "--run-dir", tmp_path / "run"]
-    done = hfdist(*arguments)
-    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout + done.stderr).split())
+def test_a_mistake_gets_one_readable_message(
+    tmp_path, data, message, monkeypatch, capsys
+):
+    """In this process, where a traceback would be an exception."""
+    for name, text in CONFIGS.items():
+        (tmp_path / name).write_text(text)
+    shutil.copytree(data, tmp_path / "broken")
+    (tmp_path / "broken" / "train-images-idx3-ubyte.gz").write_bytes(b"not gzip")
+    arguments = MISTAKES[message].replace("BROKEN", str(tmp_path / "broken"))
+    arguments = arguments.replace("TMP", str(tmp_path)).replace("DATA", str(data))
+    if "train" in arguments and "--run-dir" not in arguments:
+        arguments += f" --run-dir {tmp_path / 'run'}"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["hfdist", *arguments.split()])
+    try:
+        code = main()
+    except SystemExit as leaving:
+        code = leaving.code
+    shown = "".join(capsys.readouterr())
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
     assert re.search(message, shown), shown
-    assert done.returncode == 2
-    assert "Traceback" not in shown
+    assert code == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_override_gets_a_suggestion():
-    shown = hfdist("train", HF, "--method.dampign", "1").stderr
-    assert "--method.damping" in shown
-
-
-def test_no_such_device_count(tmp_path):
-    """On the CPU any count is made; a JAX that has started has those it has."""
-    program = (
-        "import jax, sys; jax.devices(); from hfdist.__main__ import main; "
-        f"sys.argv = ['hfdist', 'train', '{HF}', '--devices', '2', '--run-dir', "
-        f"'{tmp_path / 'run'}']; sys.exit(main())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=ENV, capture_output=True
-    )
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", HF, "--method.damping", "x"],
+        ["train", "nowhere.py"],
+        ["train", HF, "--data.dir", "configs"],
+    ],
+)
+def test_a_mistake_ends_the_process_with_2_and_no_traceback(arguments, tmp_path):
+    done = hfdist(*arguments, "--run-dir", tmp_path / "run")
     assert done.returncode == 2
-    assert b"--devices 2, but this machine has 1 cpu device" in done.stderr
+    assert done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_another_config_in_the_same_run_directory_is_refused(small, tmp_path):
