@@ -1,7 +1,8 @@
 """How the damping λ in (C + λI) d = -g moves from step to step.
 
 A rule is a function (λ, ρ) -> λ of the reduction ratio ρ = actual / predicted decrease
-of the loss. ρ is -∞ for a step that raised the loss or was not finite.
+of the loss. ρ is -∞ for a step that raised the loss or was not finite, or whose solver
+met negative curvature: then λ is raised.
 """
 
 from typing import Literal
