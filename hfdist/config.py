@@ -108,14 +108,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"config {path} cannot be run as Python ({type(error).__name__}: {error}): "
-            f"it must be a file that defines `config = hfdist.Config(...)`"
+            f"it must be a file that defines `config = hfdist.config.Config(...)`"
         ) from error
     config = variables.get("config")
     if not isinstance(config, Config):
         found = "nothing" if config is None else f"a {type(config).__name__}"
         raise UsageError(
             f"config {path} defines {found} as `config`: add a line "
-            f"`config = hfdist.Config(method=...)`"
+            f"`config = hfdist.config.Config(method=...)`"
         )
     return tyro.cli(
         Config,

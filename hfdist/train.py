@@ -100,11 +100,8 @@ def train(config: Config) -> Result:
     )
 
 
-def make_chunk_step(
-    optimizer: optax.GradientTransformationExtraArgs,
-) -> Any:
+def make_chunk_step(optimizer: optax.GradientTransformationExtraArgs) -> Any:
     """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
-
     update: Callable[..., Any] = optimizer.update
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Info]:
@@ -136,9 +133,7 @@ def _plan(start: int, last: int, per_epoch: int, most: int) -> Plan:
     plan = []
     while start < last:
         end = min(last, (start // per_epoch + 1) * per_epoch)
-        plan.append(
-            [(k, min(most, end - k)) for k in range(start, end, most)],
-        )
+        plan.append([(k, min(most, end - k)) for k in range(start, end, most)])
         start = end
     return plan
 
