@@ -4,8 +4,12 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfdist.errors import UsageError
+
+if TYPE_CHECKING:
+    from hfdist.train import Result
 
 DONE, USAGE, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
@@ -56,16 +60,24 @@ def _train(arguments: argparse.Namespace) -> int:
     from hfdist.config import load
 
     config = load(arguments.config, arguments.overrides)
-    if config.run_dir is None:
-        from hfdist.run_directory import default_run_dir
 
-        run_dir = default_run_dir(arguments.config)
-        config = dataclasses.replace(config, run_dir=run_dir)
-
-    from hfdist.progress import print_table
+    from hfdist.processes import from_first, is_first, joined
+    from hfdist.run_directory import default_run_dir
     from hfdist.train import train
 
-    result = train(config)
+    with joined():
+        if config.run_dir is None:
+            run_dir = Path(from_first(str(default_run_dir(arguments.config))))
+            config = dataclasses.replace(config, run_dir=run_dir)
+        result = train(config)
+        if is_first():
+            _report(result, config.max_rejected)
+    return DIVERGED if result.diverged else DONE
+
+
+def _report(result: "Result", max_rejected: int) -> None:
+    from hfdist.progress import print_table
+
     print_table(
         {
             "steps": f"{result.steps:,}",
@@ -81,13 +93,11 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     if result.diverged:
         print(
-            f"hfdist: diverged: the last {config.max_rejected} or more updates were "
+            f"hfdist: diverged: the last {max_rejected} or more updates were "
             f"rejected (see {result.run_dir}/metrics.jsonl); more damping or a smaller "
             f"learning rate may help",
             file=sys.stderr,
         )
-        return DIVERGED
-    return DONE
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from hfdist.errors import UsageError
 class Checkpoints:
     """The newest two checkpoints, by step; saving goes on in the background.
 
-    A save is due when `minutes` have passed since the last.
+    In a run of many processes all of them save and restore, in one shared folder.
     """
 
     def __init__(self, folder: Path, minutes: float = 0.0):
@@ -31,10 +31,13 @@ class Checkpoints:
         """The newest step saved."""
         return self._manager.latest_step()
 
-    def save(self, step: int, params: Any, optimizer: Any, *, force: bool) -> None:
-        """Save the state after a step: when due, or at once with force."""
-        if not force and time.monotonic() - self._saved_at < self._seconds_between:
-            return
+    @property
+    def due(self) -> bool:
+        """Whether `minutes` have passed since the last save."""
+        return time.monotonic() - self._saved_at >= self._seconds_between
+
+    def save(self, step: int, params: Any, optimizer: Any) -> None:
+        """Save the state after a step."""
         self._saved_at = time.monotonic()
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import optax
 import tyro
 
 from hfdist import losses
@@ -24,6 +25,7 @@ from hfdist.models.model import Model, functional
 from hfdist.problem import Problem
 from hfdist.pytree import PyTree
 
+Dtype = Literal["float32", "float64"]
 Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
 
 
@@ -42,7 +44,9 @@ class Config:
     epochs: int = 7
     """Passes over the training examples."""
     batch_size: int = 64
-    """Global batch: examples in one update, over all devices."""
+    """Global batch: examples in one update, over all devices of all processes."""
+    dtype: Dtype = "float32"
+    """Number format of the params and of all arithmetic."""
     seed: int = 0
     """Seed of the initial params and of the order of the examples."""
     max_steps: int | None = None
@@ -50,7 +54,7 @@ class Config:
     max_rejected: int = 10
     """End, as diverged, after this many rejected updates in a row."""
     devices: int = 1
-    """Local devices to split each batch over; on the CPU, virtual ones."""
+    """Devices of each process to split each batch over; on the CPU, virtual ones."""
     run_dir: Path | None = None
     """Where the run is written; a new folder runs/<config>-<time> by default."""
     steps_per_dispatch: int = 67
@@ -80,16 +84,12 @@ class Config:
                 raise UsageError(f"{name} is {value}: use at least 1")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}: use 0 or more")
-        if self.batch_size % self.devices:
-            raise UsageError(
-                f"batch_size {self.batch_size} cannot be split evenly over "
-                f"{self.devices} devices: use a multiple of {self.devices}"
-            )
 
     def build_problem(self, inputs: int) -> tuple[Problem, PyTree]:
         """The problem and the initial params, for examples of `inputs` features."""
         module = self.model.build(inputs, self.data.classes, self.seed)
         predict, params = functional(module)
+        params = optax.tree.cast(params, self.dtype)
         return Problem(predict, getattr(losses, self.loss)), params
 
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from hfdist.config import Config
 from hfdist.data.idx import Examples
 from hfdist.data.pipeline import GlobalBatches, decode
-from hfdist.parallel import place_chunk
+from hfdist.parallel import local_rows, place_chunk
 from hfdist.problem import Problem, weighted_sums
 from hfdist.pytree import PyTree
 from hfdist.run_directory import read_config
@@ -24,19 +25,20 @@ class Evaluation(NamedTuple):
 
 
 def evaluator(
-    problem: Problem, examples: Examples, batch_size: int, mesh: Mesh | None
+    problem: Problem, examples: Examples, config: Config, mesh: Mesh | None
 ) -> Callable[[PyTree], Evaluation]:
     """params -> Evaluation over all the examples, held on the devices."""
     devices = 1 if mesh is None else mesh.size
-    batch_size = min(batch_size, len(examples.labels))
+    batch_size = min(config.evaluation_batch_size, len(examples.labels))
     batch_size += -batch_size % devices  # the devices share it evenly
-    source = GlobalBatches(examples, batch_size, seed=None)
+    rows = local_rows(batch_size, mesh)
+    source = GlobalBatches(examples, batch_size, None, rows)
     batches = place_chunk(source.chunk(0, source.per_epoch), mesh)
 
     @jax.jit
     def totals(params, batches):
         def sums(batch):
-            batch = decode(batch)
+            batch = decode(batch, config.dtype)
             outputs_BC = problem.predict(params, batch)
             correct_B = jnp.argmax(outputs_BC, -1) == batch["labels"]
             loss_sum, weight_sum = weighted_sums(problem, outputs_BC, batch)
@@ -57,8 +59,8 @@ def evaluate(run_dir: Path, step: int | None = None) -> tuple[int, Evaluation]:
 
     config = read_config(run_dir)
     test = config.data.load("test")
-    problem, params = config.build_problem(test.inputs.shape[1])
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    step, restored = checkpoints.restore(step, params=params)
-    measure = evaluator(problem, test, config.evaluation_batch_size, mesh=None)
-    return step, measure(restored["params"])
+    with jax.enable_x64(config.dtype == "float64"):
+        problem, params = config.build_problem(test.inputs.shape[1])
+        checkpoints = Checkpoints(run_dir / "checkpoints")
+        step, restored = checkpoints.restore(step, params=params)
+        return step, evaluator(problem, test, config, mesh=None)(restored["params"])

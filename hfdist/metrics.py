@@ -21,19 +21,30 @@ class Metrics:
     """The sinks of a run's metrics, continued after a step (0: from the start).
 
     `earlier` holds the lines up to that step; later ones, which will be written again,
-    are dropped.
+    are dropped. With `writes` off, nothing is written or dropped: one process of a run
+    writes for all.
     """
 
-    def __init__(self, run_dir: Path, step: int = 0, tensorboard: bool = False):
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int = 0,
+        tensorboard: bool = False,
+        writes: bool = True,
+    ):
         path = run_dir / "metrics.jsonl"
-        self.earlier = _cut_back(path, step) if path.exists() else []
-        self._file = path.open("a")
-        self._board = _tensorboard(run_dir / "tensorboard") if tensorboard else None
+        self.earlier = _up_to(path, step) if path.exists() else []
+        self._file = self._board = None
+        if writes:
+            _replace(path, self.earlier)
+            self._file = path.open("a")
+            self._board = _tensorboard(run_dir / "tensorboard") if tensorboard else None
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write the lines, through to the operating system."""
-        self._file.write("".join(encode(line) + "\n" for line in lines))
-        self._file.flush()
+        if self._file:
+            self._file.write(_text(lines))
+            self._file.flush()
         if self._board:
             for line in lines:
                 for name in line.keys() - {"split", "step"}:
@@ -41,7 +52,8 @@ class Metrics:
                     self._board.add_scalar(tag, line[name], line["step"])
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._board:
             self._board.close()
 
@@ -66,13 +78,18 @@ def _read(path: Path) -> list[Line]:
     ]
 
 
-def _cut_back(path: Path, step: int) -> list[Line]:
-    """Rewrite the file without the lines after a step; the lines kept."""
-    kept = [line for line in _read(path) if line["step"] <= step]
+def _up_to(path: Path, step: int) -> list[Line]:
+    return [line for line in _read(path) if line["step"] <= step]
+
+
+def _replace(path: Path, lines: Sequence[Line]) -> None:
     part = path.with_suffix(".part")
-    part.write_text("".join(encode(line) + "\n" for line in kept))
+    part.write_text(_text(lines))
     part.replace(path)
-    return kept
+
+
+def _text(lines: Sequence[Line]) -> str:
+    return "".join(encode(line) + "\n" for line in lines)
 
 
 def _finite(value: Any) -> Any:

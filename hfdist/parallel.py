@@ -8,7 +8,10 @@ The mathematics is single-device code over one device's share of the batch. It c
 
 On one device both are the identity. `data_parallel` wraps a whole optimiser update in
 one `shard_map`: params, state and every CG vector are replicated, the batch is split
-on its leading axis.
+on its leading axis. An exact solve splits the columns of its matrix instead: `gather`
+gives every device the whole batch, `map` gives each its share of the columns.
+
+The devices may belong to many processes; each process runs this same program.
 """
 
 import contextlib
@@ -17,6 +20,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,20 +32,45 @@ AXIS = "data"
 
 
 class Collectives(NamedTuple):
-    """The two functions through which the mathematics meets other devices."""
+    """The functions through which the mathematics meets other devices."""
 
     vary: Callable[[Any], Any]  # replicated tree -> per-device tree
     reduce: Callable[[Any], Any]  # per-device sums -> their sum, replicated
+    gather: Callable[[Any], Any]  # per-device examples -> those of all devices
+    map: Callable[..., Any]  # lax.map(f, xs, batch_size=…), shared out and replicated
 
 
 def collectives(mesh: Mesh | None) -> Collectives:
-    """`vary` and `reduce` inside `data_parallel(…, mesh)`."""
+    """The functions inside `data_parallel(…, mesh)`; without a mesh they do nothing."""
     if mesh is None:
-        return Collectives(vary=lambda tree: tree, reduce=lambda tree: tree)
+        return Collectives(_same, _same, _same, jax.lax.map)
     return Collectives(
         vary=lambda tree: jax.lax.pcast(tree, AXIS, to="varying"),
-        reduce=lambda tree: jax.lax.psum(tree, AXIS),
+        reduce=_all_reduce,
+        gather=lambda tree: jax.lax.all_gather(tree, AXIS, tiled=True),
+        map=_shared_map,
     )
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
+def _all_reduce(tree: Any) -> Any:
+    """One buffer, whatever the number of leaves: each would pay the latency again.
+
+    Leaves of several dtypes are summed in the widest of them.
+    """
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.psum(flat, AXIS))
+
+
+def _shared_map(f: Callable, xs: Any, *, batch_size: int) -> Any:
+    share = -(-len(xs) // jax.lax.axis_size(AXIS))
+    mine = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
+    # The last devices may have less to do; they repeat the last of all.
+    results = jax.lax.map(f, xs[jnp.minimum(mine, len(xs) - 1)], batch_size=batch_size)
+    return jax.lax.all_gather(results, AXIS, tiled=True, to="invarying")[: len(xs)]
 
 
 def data_parallel(step: Callable, mesh: Mesh | None) -> Callable:
@@ -55,7 +86,11 @@ def data_parallel(step: Callable, mesh: Mesh | None) -> Callable:
             f"has {mesh.axis_names}: build it with hfdist.make_mesh(devices)"
         )
     sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(P(), P(), P(), P(AXIS)), out_specs=P()
+        step,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(AXIS)),
+        out_specs=P(),
+        check_vma=True,  # finds a forgotten all-reduce while tracing
     )
 
     def checked(gradient, state, params, batch):
@@ -71,7 +106,7 @@ def data_parallel(step: Callable, mesh: Mesh | None) -> Callable:
 
 
 def make_mesh(devices: int) -> Mesh | None:
-    """A mesh over the first `devices` local devices; None for one, which needs none.
+    """A mesh over the first `devices` of every process; None for one device in all.
 
     On a machine with CPUs alone, that many virtual CPU devices are made, if JAX has
     not been used yet in this process. Raises UsageError for a count that is not there.
@@ -83,26 +118,48 @@ def make_mesh(devices: int) -> Mesh | None:
         # Once JAX runs, the devices are what they are.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)
-    present = jax.device_count()
+    present = jax.local_device_count()
     if devices > present:
         raise UsageError(
             f"--devices {devices}, but this machine has {present} "
             f"{jax.default_backend()} device(s): ask for at most {present}"
         )
-    if devices == 1:
+    # In the order of the processes, so that each holds adjacent rows of a batch.
+    chosen = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[:devices]
+    ]
+    if len(chosen) == 1:
         return None
-    return jax.make_mesh(
-        (devices,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def local_rows(batch_size: int, mesh: Mesh | None) -> slice:
+    """The rows of a global batch that this process's devices hold."""
+    if mesh is None:
+        return slice(0, batch_size)
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def place_chunk(chunk: Any, mesh: Mesh | None) -> Any:
-    """Put a chunk of batches, leaves (steps, B, …), on the devices, split along B."""
-    sharding = None if mesh is None else NamedSharding(mesh, P(None, AXIS))
-    return jax.device_put(chunk, sharding)
+    """Put a chunk of batches on the devices, split along B: leaves (steps, B, …).
+
+    The chunk holds this process's `local_rows` of B.
+    """
+    return _place(chunk, mesh, P(None, AXIS))
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Put a tree on the devices, whole on each."""
-    sharding = None if mesh is None else NamedSharding(mesh, P())
-    return jax.device_put(tree, sharding)
+    """Put a tree, the same in every process, on the devices: whole on each."""
+    return _place(tree, mesh, P())
+
+
+def _place(tree: Any, mesh: Mesh | None, spec: P) -> Any:
+    if mesh is None:
+        return jax.device_put(tree)
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree
+    )

@@ -14,10 +14,10 @@ from rich.table import Table
 
 
 class Display:
-    """Progress of a run from step `start` to step `last`."""
+    """Progress of a run from step `start` to step `last`; silent unless `shown`."""
 
-    def __init__(self, start: int, last: int, title: str):
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, start: int, last: int, title: str, shown: bool = True):
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not shown)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -36,7 +36,7 @@ class Display:
     @property
     def live(self) -> bool:
         """Whether there is a bar to look at."""
-        return self._console.is_terminal
+        return self._console.is_terminal and not self._console.quiet
 
     def advance(self, step: int, loss: float, rate: float) -> None:
         """Move the bar; loss is the newest, rate in steps per second."""

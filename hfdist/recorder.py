@@ -8,6 +8,7 @@ from hfdist.config import Config
 from hfdist.evaluate import Evaluation
 from hfdist.methods.method import Info
 from hfdist.metrics import Line, Metrics
+from hfdist.processes import is_first
 from hfdist.progress import Display
 
 
@@ -23,8 +24,9 @@ class Recorder:
         compile_seconds: float,
     ):
         assert config.run_dir is not None
-        self._metrics = Metrics(config.run_dir, start, config.tensorboard)
-        self._display = Display(start, last, type(config.method).__name__)
+        shown = is_first()
+        self._metrics = Metrics(config.run_dir, start, config.tensorboard, shown)
+        self._display = Display(start, last, type(config.method).__name__, shown)
         self._max_rejected = config.max_rejected
         self._steps_per_epoch = steps_per_epoch
         self._compile_seconds: float | None = compile_seconds  # until it is written

@@ -11,6 +11,7 @@ import jax
 
 from hfdist.config import Config, from_json, to_json
 from hfdist.errors import UsageError
+from hfdist.processes import from_first, is_first
 
 # Settings that a continued run may change: they do not alter the steps already made.
 MAY_CHANGE = {
@@ -30,11 +31,18 @@ PACKAGES = ("hfdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 def open_run(config: Config) -> Path:
     """The run's folder, made or found again, with its config.json up to date.
 
+    Of several processes the first one writes and the others wait for it.
     Raises UsageError if it cannot be written, holds something else, or holds a run of
     another config.
     """
     assert config.run_dir is not None
-    run_dir = config.run_dir
+    if is_first():
+        _write(config, config.run_dir)
+    from_first("written")
+    return config.run_dir
+
+
+def _write(config: Config, run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if any(run_dir.iterdir()):
@@ -47,7 +55,12 @@ def open_run(config: Config) -> Path:
             f"run directory {run_dir} cannot be written ({error.strerror}): give "
             f"--run-dir a folder that can"
         ) from None
-    return run_dir
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Every field of the config by its dotted name, and the packages' versions."""
+    versions = {f"version of {name}": version(name) for name in PACKAGES}
+    return _flat(to_json(config)) | versions
 
 
 def default_run_dir(config_path: Path) -> Path:
@@ -98,6 +111,7 @@ def _record(config: Config) -> dict[str, Any]:
         "config": to_json(config),
         "versions": {name: version(name) for name in PACKAGES},
         "device": {"platform": device.platform, "kind": device.device_kind},
+        "processes": jax.process_count(),
         "git_commit": _git_commit(),
     }
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from hfdist.checkpoint import Checkpoints
 from hfdist.config import Config
@@ -21,11 +22,12 @@ from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
 from hfdist.evaluate import Evaluation, evaluator
 from hfdist.methods.method import Info, State
-from hfdist.parallel import make_mesh, place_chunk, replicate
+from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
+from hfdist.processes import agree, from_first
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder
-from hfdist.run_directory import open_run
+from hfdist.run_directory import open_run, settings
 
 Carry = tuple[PyTree, State]
 Plan = list[list[tuple[int, int]]]
@@ -48,16 +50,19 @@ class Result(NamedTuple):
 def train(config: Config) -> Result:
     """Train as the config says, writing its run directory; continues one that exists.
 
+    Every process of a run calls this with the same config; the first one writes.
     Raises UsageError for a caller's mistake, before anything is compiled.
     """
-    mesh = make_mesh(config.devices)
+    agree(settings(config))
+    with jax.enable_x64(config.dtype == "float64"):
+        return _train(config, make_mesh(config.devices))
+
+
+def _train(config: Config, mesh: Mesh | None) -> Result:
     train_set, test_set = config.data.load("train"), config.data.load("test")
-    if config.batch_size > len(train_set.labels):
-        raise UsageError(
-            f"batch_size is {config.batch_size} but the data has only "
-            f"{len(train_set.labels)} examples: use a smaller batch"
-        )
-    source = GlobalBatches(train_set, config.batch_size, config.seed)
+    _check_batch_size(config.batch_size, len(train_set.labels), mesh)
+    rows = local_rows(config.batch_size, mesh)
+    source = GlobalBatches(train_set, config.batch_size, config.seed, rows)
     problem, params = config.build_problem(train_set.inputs.shape[1])
     optimizer = config.method.build(problem, mesh)
     carry = replicate((params, optimizer.init(params)), mesh)
@@ -72,8 +77,9 @@ def train(config: Config) -> Result:
         plan = _plan(start, last, source.per_epoch, config.steps_per_dispatch)
 
         _enable_compilation_cache(config.compilation_cache)
-        programs, compile_seconds = _compile(optimizer, carry, source, plan, mesh)
-        measure = evaluator(problem, test_set, config.evaluation_batch_size, mesh)
+        chunk_step = make_chunk_step(optimizer, config.dtype)
+        programs, compile_seconds = _compile(chunk_step, carry, source, plan, mesh)
+        measure = evaluator(problem, test_set, config, mesh)
         with closing(
             Recorder(config, start, last, source.per_epoch, compile_seconds)
         ) as recorder:
@@ -84,8 +90,9 @@ def train(config: Config) -> Result:
                 recorder.evaluation(measure(carry[0]))
                 if recorder.diverged:
                     break
-                at_end = recorder.step == last
-                checkpoints.save(recorder.step, *carry, force=at_end)
+                # Saving takes all processes; the clock of one decides.
+                if from_first(recorder.step == last or checkpoints.due):
+                    checkpoints.save(recorder.step, *carry)
             test = recorder.test or measure(carry[0])
     return Result(
         run_dir=run_dir,
@@ -100,13 +107,29 @@ def train(config: Config) -> Result:
     )
 
 
-def make_chunk_step(optimizer: optax.GradientTransformationExtraArgs) -> Any:
+def _check_batch_size(batch_size: int, examples: int, mesh: Mesh | None) -> None:
+    if batch_size > examples:
+        raise UsageError(
+            f"batch_size is {batch_size} but the data has only {examples} examples: "
+            f"use a smaller batch"
+        )
+    devices = 1 if mesh is None else mesh.size
+    if batch_size % devices:
+        raise UsageError(
+            f"batch_size {batch_size} cannot be split evenly over {devices} devices "
+            f"in {jax.process_count()} process(es): use a multiple of {devices}"
+        )
+
+
+def make_chunk_step(
+    optimizer: optax.GradientTransformationExtraArgs, dtype: str
+) -> Any:
     """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
     update: Callable[..., Any] = optimizer.update
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Info]:
         params, state = carry
-        updates, state = update(None, state, params, batch=decode(batch))
+        updates, state = update(None, state, params, batch=decode(batch, dtype))
         return (optax.apply_updates(params, updates), state), state.info
 
     return jax.jit(partial(jax.lax.scan, step), donate_argnums=0)
@@ -138,10 +161,9 @@ def _plan(start: int, last: int, per_epoch: int, most: int) -> Plan:
     return plan
 
 
-def _compile(optimizer, carry, source, plan, mesh) -> tuple[dict, float]:
+def _compile(chunk_step, carry, source, plan, mesh) -> tuple[dict, float]:
     """One program for each length of chunk, and the seconds that took."""
     began = time.perf_counter()
-    chunk_step = make_chunk_step(optimizer)
     programs = {}
     for count in {count for epoch in plan for _, count in epoch}:
         chunk = place_chunk(source.chunk(0, count), mesh)

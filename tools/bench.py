@@ -78,7 +78,9 @@ def trainer_overhead(name: str, method: hfdist.Method) -> list[Measurement]:
         return (optax.apply_updates(params, updates), state), state.info.loss
 
     source = GlobalBatches(IDX().load("train"), batch_size=64, seed=0)
-    batches = jax.jit(decode)(source.chunk(0, source.per_epoch))
+    batches = jax.jit(partial(decode, dtype="float32"))(
+        source.chunk(0, source.per_epoch)
+    )
     bare = jax.jit(partial(jax.lax.scan, bare_step))
     carry = (params, optimizer.init(params))
 
@@ -209,7 +211,7 @@ def _example(hidden: tuple[int, ...], outputs: int, batch: int):
     """A problem with its params and one MNIST batch; 784 outputs: reconstruct it."""
     predict, params = functional(MLP(hidden=hidden).build(784, outputs, 0))
     chunk = GlobalBatches(IDX().load("test"), batch, seed=0).chunk(0, 1)
-    data = decode(jax.tree.map(lambda a: jnp.asarray(a[0]), chunk))
+    data = decode(jax.tree.map(lambda a: jnp.asarray(a[0]), chunk), "float32")
     if outputs == 784:
         data = {"inputs": data["inputs"], "targets": data["inputs"]}
         return hfdist.Problem(predict, hfdist.losses.squared_error), params, data

@@ -6,11 +6,10 @@ and one element a batch still takes as long as the SGD steps it feeds.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import grain
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -31,6 +30,8 @@ class GlobalBatches:
     examples: Examples
     batch_size: int
     seed: int | None  # None: in order
+    # Those of every batch to read: a process's share.
+    rows: slice = field(default_factory=lambda: slice(None))
 
     @property
     def per_epoch(self) -> int:
@@ -44,7 +45,7 @@ class GlobalBatches:
         n = len(self.examples.labels)
         order = np.arange(n) if self.seed is None else _shuffled(n, self.seed, epoch)
         places = np.arange(count * self.batch_size).reshape(count, self.batch_size)
-        places += position * self.batch_size
+        places = places[:, self.rows] + position * self.batch_size
         rows = order[places % n]
         return {
             "inputs": self.examples.inputs[rows],
@@ -81,6 +82,6 @@ def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def decode(batch: Batch) -> Batch:
+def decode(batch: Batch, dtype: str) -> Batch:
     """Pixels from bytes to [0, 1], on the device."""
-    return {**batch, "inputs": batch["inputs"].astype(jnp.float32) / 255}
+    return {**batch, "inputs": batch["inputs"].astype(dtype) / 255}

@@ -1,11 +1,13 @@
 """Newton's method and damped Newton: the exact solve, for small networks."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from hfdist.curvature import Curvature
 from hfdist.damping import DampingRule
 from hfdist.methods.method import Method, check_positive
 from hfdist.methods.second_order import second_order
+from hfdist.parallel import collectives
 from hfdist.solvers.dense import Dense
 
 
@@ -32,7 +34,9 @@ class Newton(Method):
             problem,
             mesh,
             curvature=self.curvature,
-            solve=self.dense.solve,
+            # Each device computes its share of the columns.
+            solve=partial(self.dense.solve, map=collectives(mesh).map),
+            whole_batch=True,
             damping=self.damping,
             damping_rule=self.damping_rule,
             learning_rate=self.learning_rate,

@@ -40,8 +40,12 @@ def second_order(
     damping_rule: DampingRule,
     learning_rate: float,
     warm_start: float = 0.0,
+    whole_batch: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation of one choice; warm_start is the decay of d as a start.
+
+    The solver's products are over each device's share of the batch, all-reduced, or,
+    with whole_batch, over the whole batch on every device, and not reduced.
 
     A step that is not finite is rejected: the update is zero. With Levenberg-Marquardt
     damping, so is a step that raises the batch's loss.
@@ -58,9 +62,15 @@ def second_order(
         memory = state.inner
         model = curvatures.quadratic(problem, params, batch, curvature, devices)
         gradient = model.gradient if gradient is None else gradient
+        product = model.product
+        if whole_batch and mesh is not None:
+            local, examples = devices.vary(params), devices.gather(batch)
+            product = curvatures.quadratic(
+                problem, local, examples, curvature, collectives(None)
+            ).product
 
         def damped_product(v):
-            return tree.add_scale(model.product(v), memory.damping, v)
+            return tree.add_scale(product(v), memory.damping, v)
 
         b = tree.scale(-1, gradient)
         start = () if memory.start is None else (memory.start,)

@@ -44,10 +44,15 @@ class Dense:
                 f"products, or a smaller network"
             )
 
-    def solve(self, product: Callable[[PyTree], PyTree], b: PyTree) -> Solution:
-        """x with A x = b, A materialised from its products."""
+    def solve(
+        self,
+        product: Callable[[PyTree], PyTree],
+        b: PyTree,
+        map: Callable[..., Array] = jax.lax.map,
+    ) -> Solution:
+        """x with A x = b, A materialised from its products by a `lax.map`."""
         b_N, unravel = ravel_pytree(b)
-        a_NN = materialise(product, b, self.block)
+        a_NN = materialise(product, b, self.block, map)
         factor_NN = jnp.linalg.cholesky(a_NN)
         indefinite = ~jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
         x_N = jax.lax.cond(
@@ -59,7 +64,12 @@ class Dense:
         return Solution(unravel(x_N), unravel(residual_N), jnp.int32(0), indefinite)
 
 
-def materialise(product: Callable[[PyTree], PyTree], like: PyTree, block: int) -> Array:
+def materialise(
+    product: Callable[[PyTree], PyTree],
+    like: PyTree,
+    block: int,
+    map: Callable[..., Array] = jax.lax.map,
+) -> Array:
     """The symmetric matrix A (N, N) of v -> A v, `block` columns at a time."""
     flat_N, unravel = ravel_pytree(like)
 
@@ -68,7 +78,7 @@ def materialise(product: Callable[[PyTree], PyTree], like: PyTree, block: int) -
         return ravel_pytree(product(unravel(unit_N)))[0]
 
     # Stacked columns are rows: the transpose, which is A itself.
-    return jax.lax.map(column, jnp.arange(flat_N.size), batch_size=block)
+    return map(column, jnp.arange(flat_N.size), batch_size=block)
 
 
 def device_memory() -> int:

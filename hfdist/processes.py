@@ -1,0 +1,223 @@
+"""The processes of a run: how they meet, agree, and leave.
+
+JAX's distributed service, which process 0 hosts, carries all of it. A process that
+fails says so in the service's key-value store and leaves at once; the others listen
+there and end too, instead of waiting in a collective for ever. A process that dies
+without a word gives no more signs of life, which process 0 notices, and names it.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+from jax._src.distributed import global_state  # the store has no public name
+
+from hfdist.errors import UsageError
+from hfdist.place import Place, find_place
+
+BEAT, SILENT = 2.0, 12.0  # seconds between signs of life; without one until given up
+PATIENCE = 24 * 3600 * 1000  # ms that another process may take; it is watched meanwhile
+FAILED = "hfdist/failed"
+
+_done = threading.Event()
+_questions = itertools.count()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the run's other processes for the time of a block, before the first use of
+    JAX; a run of one process has nothing to join.
+
+    At the end of the block the slowest is waited for. An error inside it ends this
+    process at once, with exit code 2 for a UsageError, after telling the others, which
+    end with the same code. Raises UsageError if the processes cannot meet.
+    """
+    if place := find_place(os.environ):
+        _join(place)
+    try:
+        yield
+        if store := _store():
+            store.wait_at_barrier("hfdist/done", PATIENCE)
+            _done.set()
+            jax.distributed.shutdown()
+    except BaseException as error:
+        if store := _store():
+            _fail(store, error)
+        raise
+
+
+def is_first() -> bool:
+    """Whether this process writes what the run writes once."""
+    return global_state.process_id == 0
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's value, in every process; it must be JSON."""
+    store = _store()
+    if store is None:
+        return value
+    key = f"hfdist/answer/{next(_questions)}"
+    if is_first():
+        store.key_value_set(key, json.dumps(value))
+    return json.loads(store.blocking_key_value_get(key, PATIENCE))
+
+
+def agree(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError, in every process, unless all have the same settings."""
+    store = _store()
+    if store is None:
+        return
+    own = json.dumps([socket.gethostname(), dict(settings)])
+    store.key_value_set(f"hfdist/settings/{global_state.process_id}", own)
+    verdict = None
+    if is_first():
+        for process in range(1, global_state.num_processes):
+            key = f"hfdist/settings/{process}"
+            host, theirs = json.loads(store.blocking_key_value_get(key, PATIENCE))
+            differing = [
+                f"{name} is {theirs.get(name)} there, {settings.get(name)} here"
+                for name in sorted(settings.keys() | theirs.keys())
+                if theirs.get(name) != settings.get(name)
+            ]
+            if differing:
+                verdict = (
+                    f"process {process} on {host} was not started like process 0: "
+                    f"{'; '.join(differing)}"
+                )
+                break
+    if verdict := from_first(verdict):
+        raise UsageError(verdict)
+
+
+def _store() -> Any:
+    """The client of JAX's key-value store; None in a run of one process."""
+    return global_state.client
+
+
+def _join(place: Place) -> None:
+    seconds = float(os.environ.get("HFDIST_START_SECONDS", 15))
+    host, _, port = place.coordinator.rpartition(":")
+    if place.process == 0:
+        _check_free(int(port))
+    else:
+        _await_coordinator(host, int(port), seconds)
+    # At its own deadline JAX aborts without an exception: be there first.
+    alarm = threading.Timer(seconds, _give_up, (place, seconds))
+    alarm.start()
+    # Its handler would keep SIGTERM from ending the process.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        *place,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(seconds) + 60,
+    )
+    alarm.cancel()
+    threading.Thread(target=_watch, args=(place,), daemon=True).start()
+
+
+def _check_free(port: int) -> None:
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UsageError(
+            f"process 0 cannot listen on port {port} ({error.strerror}): choose another"
+        ) from None
+
+
+def _await_coordinator(host: str, port: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"process 0 does not answer at {host}:{port} after {seconds:g} s "
+                    f"({error.strerror or error}): check that it has started, that "
+                    f"this is its address, and that no firewall closes the port"
+                ) from None
+        time.sleep(0.2)
+
+
+def _give_up(place: Place, seconds: float) -> None:
+    message = (
+        f"the {place.processes} processes did not all meet at {place.coordinator} "
+        f"within {seconds:g} s: see what each of them says; HFDIST_START_SECONDS gives "
+        f"them longer"
+    )
+    _exit(2, message)
+
+
+def _watch(place: Place) -> None:
+    """Give signs of life, and end this process when another has ended badly."""
+    store, host = _store(), socket.gethostname()
+    signs = {str(p): ("", time.monotonic()) for p in range(1, place.processes)}
+    for beat in itertools.count():
+        try:
+            key = f"hfdist/alive/{place.process}"
+            store.key_value_set(key, f"{host} {beat}", allow_overwrite=True)
+            if place.process == 0:
+                _look_for_silent(store, signs)
+            # Comes at once when a process fails; else it is the pause between beats.
+            news = store.blocking_key_value_get(FAILED, int(1000 * BEAT))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                continue
+            news = json.dumps([1, f"process 0 at {place.coordinator} is gone"])
+        if _done.is_set():
+            return
+        _exit(*json.loads(news))
+
+
+def _look_for_silent(store: Any, signs: dict[str, tuple[str, float]]) -> None:
+    now = time.monotonic()
+    for key, sign in store.key_value_dir_get("hfdist/alive/"):
+        process = key.rpartition("/")[2]
+        if process in signs and signs[process][0] != sign:
+            signs[process] = sign, now
+    for process, (sign, when) in signs.items():
+        if now - when > SILENT:
+            host = sign.split()[0] if sign else "an unknown host"
+            message = f"process {process} on {host} gave no sign of life for {SILENT} s"
+            _say(store, 1, message)
+
+
+def _fail(store: Any, error: BaseException) -> NoReturn:
+    if isinstance(error, UsageError):
+        code, message = 2, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        code, message = 130, "interrupted"
+    else:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # A collective fails when a peer dies: the watch will say which, and exit.
+            time.sleep(SILENT + 2 * BEAT)
+        traceback.print_exception(error)
+        code, message = 1, f"{type(error).__name__}: {error}"
+    _say(store, code, f"process {global_state.process_id}: {message}")
+    if is_first():
+        time.sleep(1)  # the store dies with this process: let the others read it
+    _exit(code, message)
+
+
+def _say(store: Any, code: int, message: str) -> None:
+    # The first to speak is heard: what fails after it fails because of it.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        store.key_value_set(FAILED, json.dumps([code, message]))
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    """Without JAX's exit barrier, which waits for processes that will not come."""
+    print(f"hfdist: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
