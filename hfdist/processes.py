@@ -27,6 +27,7 @@ from hfdist.place import Place, find_place
 BEAT, SILENT = 2.0, 12.0  # seconds between signs of life; without one until given up
 PATIENCE = 24 * 3600 * 1000  # ms that another process may take; it is watched meanwhile
 FAILED = "hfdist/failed"
+GONE = "is gone: killed, or out of reach"
 
 _done = threading.Event()
 _questions = itertools.count()
@@ -173,7 +174,7 @@ def _watch(place: Place) -> None:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 continue
-            news = json.dumps([1, f"process 0 at {place.coordinator} is gone"])
+            news = json.dumps([1, f"process 0 at {place.coordinator} {GONE}"])
         if _done.is_set():
             return
         _exit(*json.loads(news))
@@ -199,7 +200,9 @@ def _fail(store: Any, error: BaseException) -> NoReturn:
         code, message = 130, "interrupted"
     else:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            # A collective fails when a peer dies: the watch will say which, and exit.
+            # A collective fails when a peer dies. If that is process 0, JAX aborts
+            # this one in a moment; of the others the watch will hear, and exit.
+            _check_coordinator(global_state.coordinator_address)
             time.sleep(SILENT + 2 * BEAT)
         traceback.print_exception(error)
         code, message = 1, f"{type(error).__name__}: {error}"
@@ -207,6 +210,14 @@ def _fail(store: Any, error: BaseException) -> NoReturn:
     if is_first():
         time.sleep(1)  # the store dies with this process: let the others read it
     _exit(code, message)
+
+
+def _check_coordinator(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        _exit(1, f"process 0 at {address} {GONE}")
 
 
 def _say(store: Any, code: int, message: str) -> None:

@@ -111,12 +111,25 @@ def test_the_order_depends_on_the_seed_alone_not_on_the_chunks():
     assert seen(other) != seen(whole)
 
 
+@pytest.mark.parametrize("processes", [2, 5])
+def test_processes_read_their_shares_of_the_same_batches(processes):
+    whole = GlobalBatches(numbered(103), batch_size=10, seed=7).chunk(3, 8)
+    each = 10 // processes
+    shares = [
+        GlobalBatches(numbered(103), 10, 7, slice(p * each, (p + 1) * each)).chunk(3, 8)
+        for p in range(processes)
+    ]
+    for name, array in whole.items():
+        together = np.concatenate([share[name] for share in shares], axis=1)
+        np.testing.assert_array_equal(together, array)
+
+
 def test_without_a_seed_the_order_is_the_files():
     source = GlobalBatches(numbered(25), batch_size=10, seed=None)
     assert seen(source.chunk(0, 3)) == list(range(25))
 
 
 def test_pixels_become_floats_between_0_and_1():
-    batch = decode(GlobalBatches(numbered(256), 256, None).chunk(0, 1))
+    batch = decode(GlobalBatches(numbered(256), 256, None).chunk(0, 1), "float32")
     np.testing.assert_allclose(batch["inputs"].ravel(), np.arange(256) / 255, 1e-6)
     assert batch["inputs"].dtype == np.float32

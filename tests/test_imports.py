@@ -11,7 +11,8 @@ PACKAGE = ROOT / "hfdist"
 # Each part may import those before it. Parts in one row do not import each other.
 ROWS = [
     ["errors", "pytree"],
-    ["parallel", "problem"],
+    ["parallel", "place", "problem"],
+    ["processes"],
     ["losses", "curvature", "solvers", "damping", "data", "models"],
     ["methods"],
     ["config", "metrics", "checkpoint", "progress"],
@@ -30,6 +31,8 @@ ONLY = {
     "checkpoint": {"errors"},
     "progress": set(),
     "parallel": {"errors"},
+    "place": {"errors"},
+    "processes": {"errors", "place"},
     "problem": {"pytree"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
