@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 GRACE = 5.0  # seconds between asking the others to end and killing them
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -43,7 +43,8 @@ def launch(command: Sequence[str], processes: int, port: int) -> int:
         }
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(share(gpus, index, processes))
-        children.append(start(command, env, index, processes))
+        cores = [] if gpus else share(sorted(os.sched_getaffinity(0)), index, processes)
+        children.append(start(command, env, cores))
     for number in FORWARDED:
         signal.signal(number, lambda got, _: send(children, got))
     readers = [
@@ -59,15 +60,9 @@ def launch(command: Sequence[str], processes: int, port: int) -> int:
 
 
 def start(
-    command: Sequence[str], env: Mapping[str, str], index: int, processes: int
+    command: Sequence[str], env: Mapping[str, str], cores: Collection[int]
 ) -> subprocess.Popen:
-    """One process, on its share of the cores if there are enough to go round.
-
-    It leads a session of its own: a Ctrl-C reaches it once, through the launcher.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    # A child inherits the affinity of its parent.
-    os.sched_setaffinity(0, share(cores, index, processes) or cores)
+    """One process; it leads a session of its own, so that Ctrl-C reaches it once."""
     child = subprocess.Popen(
         command,
         env=env,
@@ -75,7 +70,12 @@ def start(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    os.sched_setaffinity(0, cores)
+    if cores:
+        os.sched_setaffinity(child.pid, cores)
+        # gloo's thread spins while the computing thread holds its lock. As batch work,
+        # neither preempts the other: an all-reduce of a few bytes over one core each
+        # takes 0.1 ms and not a scheduler tick, 4 ms.
+        os.sched_setscheduler(child.pid, os.SCHED_BATCH, os.sched_param(0))
     return child
 
 

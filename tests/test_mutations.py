@@ -16,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 DIVIDE = "leaf / scalar.astype(leaf.dtype)"
 TRANSPOSED = "(jt_hessian_jv,) = vjp(hessian_jv)"
 RESIDUAL = "r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)"
+PSUM = "jax.lax.psum(flat, AXIS)"
+REDUCED = "devices.reduce(local_product(devices.vary(v)))"
+UNCHECKED = ("parallel.py", "check_vma=True,", "check_vma=False,")
 START = "start = () if memory.start is None else (memory.start,)"
 
 # name: (file, what stands there, what replaces it, the tests that notice)
@@ -72,14 +75,38 @@ MUTATIONS = {
     ),
     "skip the all-reduce": (
         "parallel.py",
-        "jax.lax.psum(tree, AXIS)",
-        "tree",
+        PSUM,
+        "flat",
+        "parallel",
+    ),
+    "all-reduce twice": (
+        "parallel.py",
+        PSUM,
+        f"jax.lax.psum({PSUM}, AXIS)",
+        "parallel",
+    ),
+    "forget the product's all-reduce": (
+        "curvature.py",
+        REDUCED,
+        "local_product(devices.vary(v))",
         "parallel",
     ),
     "all-reduce the product twice": (
         "curvature.py",
-        "devices.reduce(local_product(devices.vary(v)))",
-        "devices.reduce(devices.reduce(local_product(devices.vary(v))))",
+        REDUCED,
+        f"devices.reduce({REDUCED})",
+        "parallel",
+    ),
+    "give every device the first columns": (
+        "parallel.py",
+        "jax.lax.axis_index(AXIS) * share + jnp.arange(share)",
+        "0 * jax.lax.axis_index(AXIS) + jnp.arange(share)",
+        "parallel",
+    ),
+    "compute columns from a device's own examples": (
+        "methods/second_order.py",
+        "devices.vary(params), devices.gather(batch)",
+        "devices.vary(params), batch",
         "parallel",
     ),
     "drop the last, partial batch": (
@@ -94,18 +121,41 @@ MUTATIONS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_suite_notices(tmp_path, name):
-    file, old, new, noticing = MUTATIONS[name]
+    *mutation, noticing = MUTATIONS[name]
+    done = run_mutated(tmp_path, [mutation], noticing)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert " failed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, m in MUTATIONS.items() if "parallel" in m])
+def test_the_suite_notices_without_the_vma_check(tmp_path, name):
+    """A forgotten or doubled sum is wrong in its numbers, not in its types alone."""
+    *mutation, noticing = MUTATIONS[name]
+    done = run_mutated(tmp_path, [UNCHECKED, mutation], noticing)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert " failed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_suite_is_green_without_the_vma_check(tmp_path):
+    done = run_mutated(tmp_path, [UNCHECKED], "parallel")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_mutated(tmp_path, replacements, noticing):
     shutil.copytree(ROOT / "hfdist", tmp_path / "hfdist")
     shutil.copytree(ROOT / "tests", tmp_path / "tests")
-    source = (tmp_path / "hfdist" / file).read_text()
-    assert source.count(old) == 1, f"{old!r} is not there once: mend this mutation"
-    (tmp_path / "hfdist" / file).write_text(source.replace(old, new))
-    done = subprocess.run(
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    for file, old, new in replacements:
+        source = (tmp_path / "hfdist" / file).read_text()
+        assert source.count(old) == 1, f"{old!r} is not there once: mend this mutation"
+        (tmp_path / "hfdist" / file).write_text(source.replace(old, new))
+    paths = ":".join(str(tmp_path / folder) for folder in ("", "tests", "tools"))
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-xq", f"tests/test_{noticing}.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{tmp_path / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert " failed" in done.stdout

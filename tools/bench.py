@@ -1,30 +1,28 @@
 """Benchmarks: ratios measured within one run, beside the limits they should keep.
 
-    python tools/bench.py step [--json]
+    python tools/bench.py step [--json]      # a step's cost against what it must cost
+    python tools/bench.py scaling [--json]   # steps over several processes
 
 Seconds vary from machine to machine and hour to hour; a ratio of two things timed in
 turn on the same machine does not. Medians over interleaved repeats.
 """
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from measurement import Measurement, report, seconds_each
 from optax import tree
-from rich.console import Console
-from rich.table import Table
+from scaling import scaling
 
 import hfdist
 from hfdist import metrics
@@ -37,15 +35,6 @@ from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.pytree import parameter_count
 from hfdist.train import train
-
-
-class Measurement(NamedTuple):
-    """One figure: a ratio, or what it was made of (then without a limit)."""
-
-    name: str
-    value: float
-    limit: float | None
-    unit: str
 
 
 def step() -> list[Measurement]:
@@ -118,7 +107,7 @@ def product_over_gradient(
     operations: with a forward pass of F, F₁ of it in the first layer, whose inputs need
     no derivative, a product takes 4F - 2F₁ and a gradient 3F - F₁.
     """
-    problem, params, data = _example(hidden, outputs, batch)
+    problem, params, data = example(hidden, outputs, batch)
     devices = collectives(None)
     count = max(8, int(1e9 / (parameter_count(params) * batch)))
 
@@ -166,7 +155,7 @@ def step_operations(
     XLA counts a loop's body once, so this is the step with one CG step, in which
     whatever is neither gradient nor product weighs most.
     """
-    problem, params, data = _example(hidden, 10, batch)
+    problem, params, data = example(hidden, 10, batch)
     devices = collectives(None)
     optimizer = hfdist.HessianFree().build(problem)
     state = optimizer.init(params)
@@ -197,17 +186,7 @@ def operations(function: Callable, *args: Any) -> float:
     return analysis["flops"]
 
 
-def seconds_each(function: Callable, *args: Any, repeats: int) -> list[float]:
-    """Seconds of each of several calls, waited for."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(time.perf_counter() - began)
-    return times
-
-
-def _example(hidden: tuple[int, ...], outputs: int, batch: int):
+def example(hidden: tuple[int, ...], outputs: int, batch: int):
     """A problem with its params and one MNIST batch; 784 outputs: reconstruct it."""
     predict, params = functional(MLP(hidden=hidden).build(784, outputs, 0))
     chunk = GlobalBatches(IDX().load("test"), batch, seed=0).chunk(0, 1)
@@ -218,35 +197,18 @@ def _example(hidden: tuple[int, ...], outputs: int, batch: int):
     return hfdist.Problem(predict, hfdist.losses.softmax_cross_entropy), params, data
 
 
-BENCHMARKS = {"step": step}
+BENCHMARKS = {"step": step, "scaling": scaling}
 
 
 def main() -> int:
     """Run one benchmark; exit code 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description="Ratios beside their limits.")
     parser.add_argument("benchmark", choices=BENCHMARKS)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args()
     measurements = BENCHMARKS[arguments.benchmark]()
-    if arguments.json:
-        print(json.dumps([m._asdict() for m in measurements]))
-    else:
-        _print(measurements)
-    return int(any(m.limit and m.value > m.limit for m in measurements))
-
-
-def _print(measurements: list[Measurement]) -> None:
-    device = jax.devices()[0]
-    table = Table(
-        title=f"{device.device_kind}, {os.cpu_count()} cores, jax {jax.__version__}"
-    )
-    for column in ("measured", "value", "limit", "unit", ""):
-        table.add_column(column, justify="left" if column == "measured" else "right")
-    for m in measurements:
-        limit = "" if m.limit is None else f"{m.limit:.2f}"
-        verdict = "" if m.limit is None else ("ok" if m.value <= m.limit else "MISSED")
-        table.add_row(m.name, f"{m.value:.4g}", limit, m.unit, verdict)
-    Console(soft_wrap=True).print(table)
+    report(measurements, arguments.json)
+    return int(not all(m.kept for m in measurements))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,392 @@
+"""What a step sends between devices, and what that should cost on a cluster.
+
+    python tools/comms.py CONFIG.py --devices N [--cg-steps K] [--bandwidth GB/s]
+        [--latency MICROSECONDS] [--product-ms MS] [--json] [--batch-size 512 …]
+
+The collectives are read off the program that XLA compiles for one update over N devices
+(virtual ones on a CPU): they are what runs, not what should. Over P devices, with K
+steps of conjugate gradients (CG), a step is then predicted to take
+
+    step(P) = replicated outside + K · replicated per CG step
+            + share · (shared outside + K · shared per CG step)
+            + Σ collectives, those inside the CG loop K times.
+
+Shared work grows with a device's batch; the replicated rest every device does whole.
+Weak scaling gives every device the config's batch (share = 1), strong scaling splits it
+(share = 1/P). The four times are measured on one device of this machine, by straight
+lines through 2 and 10 CG steps, and through the batch and a quarter of it. Elsewhere
+they are others: --product-ms is the shared time of one CG step there, its product.
+
+A collective of n bytes is a ring, in rounds in which each device sends n/P bytes to the
+next (Patarasuk & Yuan 2009), and nothing overlaps: CG needs each sum to go on.
+
+    all-reduce    2 (P-1) · (n/P / bandwidth + latency)
+    all-gather      (P-1) · (n/P / bandwidth + latency), n bytes of result
+
+K is the config's limit unless given; `cg_steps` in metrics.jsonl is what a run takes.
+The dense solve of Newton's method is not predicted: see NOT_PREDICTED.
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from hfdist.config import Config, load
+from hfdist.data.idx import Examples
+from hfdist.data.pipeline import GlobalBatches, decode
+from hfdist.errors import UsageError
+from hfdist.parallel import make_mesh
+from hfdist.pytree import parameter_count
+from hfdist.solvers.cg import CG
+from hfdist.train import make_chunk_step
+
+NOT_PREDICTED = (
+    "No prediction: this method gathers the batch and the columns of its matrix. The "
+    "columns are shared out, whatever the batch, and every device factorises the whole "
+    "matrix; the model here is of work that is shared out by examples."
+)
+
+# The text form of XLA's HLO, as far as collectives need it.
+COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE)
+TYPED = re.compile(r"%([\w.-]+) = (.*?) [a-z][\w-]*\(")
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"
+    r"(-start)?\(([^)]*)\)"
+)
+CALLED = re.compile(
+    r"\b(?:condition|body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)"
+)
+NAME = re.compile(r"%([\w.-]+)")
+ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # f32[784,10], f8e4m3fn[3], …
+
+
+class Collective(NamedTuple):
+    """One collective instruction of a compiled program."""
+
+    kind: str  # all-reduce, all-gather, reduce-scatter, …
+    bytes: int  # of the operands on one device; for an all-gather, of the results
+    in_loop: bool  # inside the body or condition of a while loop
+
+
+class Link(NamedTuple):
+    """What each device has to send to the next."""
+
+    bandwidth: float  # bytes/s
+    latency: float  # s
+
+
+class Cost(NamedTuple):
+    """Seconds of a step's arithmetic on one device, at the config's batch."""
+
+    outside: float  # this and the next scale with a device's share of the batch
+    per_cg_step: float
+    replicated_outside: float
+    replicated_per_cg_step: float
+
+
+def collectives_of(hlo_text: str) -> list[Collective]:
+    """The collectives of a compiled program, in the order of its text.
+
+    An asynchronous one counts where it starts, and not where it ends.
+    """
+    bodies = dict(COMPUTATION.findall(hlo_text))
+    in_loop = _repeated(bodies)
+    found = []
+    for name, body in bodies.items():
+        types = dict(TYPED.findall(body))
+        for result, kind, start, operands in COLLECTIVE.findall(body):
+            nbytes = sum(_size(types[operand]) for operand in NAME.findall(operands))
+            if kind == "all-gather":
+                # The type of a start holds its operands, and then its results.
+                nbytes = _size(result) - (nbytes if start else 0)
+            found.append(Collective(kind, nbytes, name in in_loop))
+    return found
+
+
+def _repeated(bodies: dict[str, str]) -> set[str]:
+    """The computations that some while loop runs, however deep."""
+
+    def called(text: str) -> list[str]:
+        return NAME.findall(" ".join(CALLED.findall(text)))
+
+    lines = "\n".join(bodies.values()).splitlines()
+    waiting = [name for line in lines if " while(" in line for name in called(line)]
+    repeated = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in repeated:
+            repeated.add(name)
+            waiting += called(bodies[name])
+    return repeated
+
+
+def _size(hlo_type: str) -> int:
+    """Bytes of an array type, or of all the arrays in a tuple type."""
+    total = 0
+    for letters, digits, shape in ARRAY.findall(hlo_type):
+        bits = int(digits) if digits else 8 * (letters == "pred")  # a token has none
+        total += -(-bits * math.prod(int(n) for n in shape.split(",") if n) // 8)
+    return total
+
+
+def rounds(kind: str, devices: int) -> int:
+    """Messages that one collective has every device send, one after the other."""
+    return (2 if kind == "all-reduce" else 1) * (devices - 1)
+
+
+def ring_seconds(kind: str, nbytes: float, devices: int, link: Link) -> float:
+    """Seconds of the rounds of one collective, n/P bytes each."""
+    return rounds(kind, devices) * (nbytes / devices / link.bandwidth + link.latency)
+
+
+def all_reduce_seconds(nbytes: float, devices: int, link: Link) -> float:
+    """2 (P-1)/P · n / bandwidth + 2 (P-1) · latency (Patarasuk & Yuan 2009)."""
+    return ring_seconds("all-reduce", nbytes, devices, link)
+
+
+def step_seconds(
+    cost: Cost,
+    cg_steps: int,
+    collectives: Sequence[Collective],
+    devices: int,
+    link: Link,
+    share: float = 1.0,
+) -> float:
+    """Seconds of a step in which each device has `share` of the cost's batch."""
+    shared = cost.outside + cg_steps * cost.per_cg_step
+    replicated = cost.replicated_outside + cg_steps * cost.replicated_per_cg_step
+    communication = sum(
+        (cg_steps if c.in_loop else 1) * ring_seconds(c.kind, c.bytes, devices, link)
+        for c in collectives
+    )
+    return replicated + share * shared + communication
+
+
+def predictions(seconds: Callable[..., float], batch_size: int) -> list[dict[str, Any]]:
+    """Rows of a table of step times; seconds is step_seconds of devices and share.
+
+    The efficiency is share · seconds on one device / seconds.
+    """
+    one, rows = seconds(devices=1), []
+    for p in (2**i for i in range(11)):
+        weak, strong = seconds(devices=p), seconds(devices=p, share=1 / p)
+        row = {"devices": p, "communication_ms": 1e3 * (weak - one)}
+        row |= {"weak_ms": 1e3 * weak, "weak_efficiency": one / weak}
+        if p <= batch_size:  # there is an example for every device
+            row |= {"strong_ms": 1e3 * strong, "strong_efficiency": one / p / strong}
+        rows.append(row)
+    return rows
+
+
+def fit(points: Sequence[tuple[float, float, float]], batch_size: int) -> Cost:
+    """The cost from (batch, CG steps, seconds): two batches, two numbers of CG steps.
+
+    seconds = a + b · batch + steps · (c + d · batch). Noise makes nothing negative.
+    """
+    batch, steps, seconds = np.array(points).T
+    terms = np.stack([np.ones_like(batch), batch, steps, steps * batch], axis=1)
+    a, b, c, d = map(float, np.linalg.lstsq(terms, seconds)[0])
+
+    def split(fixed: float, slope: float) -> tuple[float, float]:
+        total = max(fixed + slope * batch_size, 0.0)
+        shared = min(max(slope * batch_size, 0.0), total)
+        return shared, total - shared
+
+    (outside, fixed_outside), (per_step, fixed_per_step) = split(a, b), split(c, d)
+    return Cost(outside, per_step, fixed_outside, fixed_per_step)
+
+
+def measured_cost(config: Config, examples: Examples) -> Cost:
+    """The cost on one device, from medians over interleaved repeats."""
+    methods: list[Any] = [config.method]
+    if _cg(config):
+        limits = [CG(max_steps=k, rtol=0.0) for k in (2, 10)]
+        methods = [replace(method, cg=cg) for method in methods for cg in limits]
+    sizes = max(1, config.batch_size // 4), max(2, config.batch_size)
+    configs = [replace(config, batch_size=b, method=m) for b in sizes for m in methods]
+    timers = [_timer(c, examples) for c in configs]
+    steps = [timer()[1] for timer in timers]  # the first run warms up
+    if _cg(config) and steps[1] < steps[0] + 1:
+        raise UsageError(
+            f"CG ends by itself after {steps[0]:.3g} steps, too early to time one: "
+            f"change --method.damping"
+        )
+    times, deadline = [], time.monotonic() + 3
+    while len(times) < 5 or time.monotonic() < deadline:
+        times.append([timer()[0] for timer in timers])
+    seconds = map(statistics.median, zip(*times, strict=True))
+    batches = [c.batch_size for c in configs]
+    return fit(list(zip(batches, steps, seconds, strict=True)), config.batch_size)
+
+
+def _timer(config: Config, examples: Examples) -> Callable[[], tuple[float, float]]:
+    """Takes steps as the trainer does: () -> seconds and CG steps of one."""
+    optimizer, start = _start(config, examples, None)
+    source = GlobalBatches(examples, config.batch_size, config.seed)
+    # Small ones are taken together, so that dispatch counts little.
+    work = parameter_count(start[0]) * config.batch_size
+    count = min(source.per_epoch, 20, 1 + int(1e8 / work))
+    chunk = jax.device_put(source.chunk(0, count))
+    program = make_chunk_step(optimizer, config.dtype)
+
+    def run() -> tuple[float, float]:
+        carry = jax.block_until_ready(jax.tree.map(jnp.copy, start))  # it is donated
+        began = time.perf_counter()
+        _, infos = jax.block_until_ready(program(carry, chunk))
+        return (time.perf_counter() - began) / count, float(infos.cg_steps.mean())
+
+    return run
+
+
+def compiled_update(config: Config, examples: Examples, mesh: Mesh | None) -> str:
+    """The text of the program that makes one update of the config's method."""
+    optimizer, (params, state) = _start(config, examples, mesh)
+    chunk = GlobalBatches(examples, config.batch_size, config.seed).chunk(0, 1)
+
+    def step(state, params, batch):
+        batch = decode(batch, config.dtype)
+        return optimizer.update(None, state, params, batch=batch)
+
+    batch = {name: array[0] for name, array in chunk.items()}
+    return jax.jit(step).lower(state, params, batch).compile().as_text()
+
+
+def _start(config: Config, examples: Examples, mesh: Mesh | None) -> tuple[Any, Any]:
+    """The config's optimiser, and the params and state before the first step."""
+    problem, params = config.build_problem(examples.inputs.shape[1])
+    optimizer = config.method.build(problem, mesh)
+    return optimizer, (params, optimizer.init(params))
+
+
+def _cg(config: Config) -> CG | None:
+    return getattr(config.method, "cg", None)
+
+
+def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All there is to say, ready for JSON."""
+    _check(config, arguments)
+    devices, cg, mesh = arguments.devices, _cg(config), make_mesh(arguments.devices)
+    cg_steps = arguments.cg_steps or (cg.max_steps if cg else 0)
+    examples = config.data.load("train")
+    _, (params, _) = _start(config, examples, mesh)
+    found = collectives_of(compiled_update(config, examples, mesh))
+    rows = []
+    for c, count in Counter(sorted(found, key=lambda c: c.in_loop)).items():
+        times = count * (cg_steps if c.in_loop else 1)
+        row = {**c._asdict(), "count": count, "bytes_per_step": times * c.bytes}
+        rows.append(row | {"rounds_per_step": times * rounds(c.kind, devices)})
+    said = {
+        "config": str(arguments.config),
+        "parameters": parameter_count(params),
+        "batch_size": config.batch_size,
+        "devices": devices,
+        "cg_steps": cg_steps,
+        "bytes_per_step": sum(row["bytes_per_step"] for row in rows),
+        "rounds_per_step": sum(row["rounds_per_step"] for row in rows),
+        "collectives": rows,
+    }
+    if any(c.kind != "all-reduce" for c in found):
+        return said | {"not_predicted": NOT_PREDICTED}
+    cost = measured_cost(config, examples)
+    if arguments.product_ms:
+        cost = cost._replace(per_cg_step=1e-3 * arguments.product_ms)
+    link = Link(1e9 * arguments.bandwidth, 1e-6 * arguments.latency)
+    seconds = partial(step_seconds, cost, cg_steps, found, link=link)
+    return said | {
+        "bandwidth_gb_per_s": arguments.bandwidth,
+        "latency_us": arguments.latency,
+        "arithmetic_ms": {name: 1e3 * s for name, s in cost._asdict().items()},
+        "predictions": predictions(seconds, config.batch_size),
+    }
+
+
+def _check(config: Config, arguments: argparse.Namespace) -> None:
+    for name in ("devices", "cg_steps", "bandwidth", "latency", "product_ms"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is {value:g}: use a number above 0")
+    if arguments.devices < 2 or config.batch_size % arguments.devices:
+        raise UsageError(
+            f"--devices {arguments.devices}: use 2 or more that can share the batch of "
+            f"{config.batch_size} evenly, or another --batch-size"
+        )
+    if _cg(config) is None and (arguments.cg_steps or arguments.product_ms):
+        raise UsageError(
+            f"{type(config.method).__name__} takes no CG steps: leave out --cg-steps "
+            f"and --product-ms"
+        )
+
+
+def main() -> int:
+    """Plan for one config; exit code 2 for a caller's mistake."""
+    parser = argparse.ArgumentParser(
+        description="What a step sends between devices, and what that should cost.",
+        epilog="Further options override the config's, such as --batch-size 512.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", type=Path, metavar="CONFIG.py")
+    add("--devices", type=int, required=True, help="to compile for: 2 or more")
+    add("--cg-steps", type=int, help="of one step; default: the config's limit")
+    add("--bandwidth", type=float, default=25.0, help="of a device, in GB/s (25)")
+    add("--latency", type=float, default=10.0, help="of a message, in µs (10)")
+    add("--product-ms", type=float, help="of one product, measured elsewhere")
+    add("--json", action="store_true", help="print one JSON object")
+    arguments, overrides = parser.parse_known_args()
+    try:
+        config = load(arguments.config, overrides)
+        with jax.enable_x64(config.dtype == "float64"):
+            said = report(config, arguments)
+    except UsageError as error:
+        print(f"comms: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(said))
+    else:
+        _print(said)
+    return 0
+
+
+def _print(said: dict[str, Any]) -> None:
+    """Tables from the rows, lines from the rest, under the names of the JSON."""
+    console = Console(soft_wrap=True, highlight=False)
+    for name, value in said.items():
+        rows = [value] if isinstance(value, dict) else value
+        if not isinstance(rows, list):
+            console.print(f"{name.replace('_', ' ')}: {_cell(value)}")
+            continue
+        table = Table(title=name.replace("_", " "), title_justify="left")
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        for column in columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for row in rows:
+            table.add_row(*(_cell(row.get(column, "")) for column in columns))
+        console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Weak and strong scaling of an HF-GN step over processes on this machine.
+
+Every process is pinned to a core of its own and holds its share of the batch; they
+meet over loopback, in gloo. The autoencoder 784-1000-500-250-30 mirrored has 2.8
+million parameters, so that each all-reduce moves 11 MB. Run by `tools/bench.py`; each
+process is this file again, which prints what it measured as JSON.
+"""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from comms import Collective, Cost, Link, step_seconds
+from measurement import Measurement, seconds_each
+from optax import tree
+
+import hfdist
+from hfdist.curvature import quadratic
+from hfdist.data.idx import IDX
+from hfdist.data.pipeline import GlobalBatches, decode
+from hfdist.models.mlp import MLP
+from hfdist.models.model import functional
+from hfdist.parallel import (
+    collectives,
+    data_parallel,
+    local_rows,
+    place_chunk,
+    replicate,
+)
+from hfdist.processes import joined
+from hfdist.pytree import parameter_count
+
+EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
+HIDDEN = (1000, 500, 250, 30, 250, 500, 1000)
+
+
+def scaling() -> list[Measurement]:
+    """One process against two, then four … up to the number of cores.
+
+    The rounds alternate between the numbers of processes, whose medians are compared.
+    """
+    counts = [p for p in (1, 2, 4, 8, 16) if p <= len(os.sched_getaffinity(0))]
+    rounds = [[_run(processes) for processes in counts] for _ in range(ROUNDS)]
+    medians = [
+        {name: statistics.median(r[i][name] for r in rounds) for name in rounds[0][i]}
+        for i in range(len(counts))
+    ]
+    alone, *others = medians
+    measured = _split("1 process", alone)
+    for processes, seen in zip(counts[1:], others, strict=True):
+        measured += _against(alone, seen, processes)
+    return measured
+
+
+def _split(name: str, seen: dict[str, float]) -> list[Measurement]:
+    """Where a weak-scaling step's time goes."""
+    products = CG_STEPS * seen["product"]
+    reduces = (CG_STEPS + 1) * seen["all_reduce"]
+    parts = {
+        "step": seen["weak"],
+        "of it products": products,
+        "of it all-reduces": reduces,
+        "of it the rest": seen["weak"] - products - reduces,
+    }
+    return [
+        Measurement(f"{name}: {part}", seconds * 1e3, None, "ms")
+        for part, seconds in parts.items()
+    ]
+
+
+def _against(alone, seen, processes: int) -> list[Measurement]:
+    name = f"{processes} processes"
+    predicted = _predicted(alone, seen, processes)
+    return [
+        *_split(name, seen),
+        Measurement(f"{name}: 1 MB all-reduce", seen["megabyte"] * 1e3, None, "ms"),
+        Measurement(
+            f"{name}, weak scaling: step / step of one",
+            seen["weak"] / alone["weak"],
+            1 / 0.85,
+            "ratio",
+        ),
+        Measurement(
+            f"{name}, weak scaling: efficiency",
+            alone["weak"] / seen["weak"],
+            None,
+            "ratio",
+        ),
+        Measurement(
+            f"{name}, strong scaling: speed-up",
+            alone["weak"] / seen["strong"],
+            None,
+            "ratio",
+        ),
+        Measurement(
+            f"{name}, weak scaling: model of comms.py / measured",
+            predicted / seen["weak"],
+            1.2,
+            "ratio",
+        ),
+        Measurement(
+            f"{name}, weak scaling: measured / model",
+            seen["weak"] / predicted,
+            1.2,
+            "ratio",
+        ),
+    ]
+
+
+def _predicted(alone, seen, processes: int) -> float:
+    """Seconds of a weak-scaling step, by the model, from one process and the link.
+
+    Of the ring model t(n) = 2 (P-1)/P n / bandwidth + 2 (P-1) latency, two sizes give
+    the bandwidth and the latency.
+    """
+    large, small = 4 * alone["parameters"], 1e6
+    slope = (seen["all_reduce"] - seen["megabyte"]) / (large - small)
+    hops = 2 * (processes - 1)
+    latency = max(0.0, (seen["megabyte"] - slope * small) / hops)
+    link = Link(bandwidth=hops / processes / slope, latency=latency)
+    cost = Cost(alone["weak"], 0.0, 0.0, 0.0)
+    moved = [
+        Collective("all-reduce", int(large + 8), in_loop=False),
+        Collective("all-reduce", int(large), in_loop=True),
+    ]
+    return step_seconds(cost, CG_STEPS, moved, processes, link)
+
+
+def _run(processes: int) -> dict[str, float]:
+    """What process 0 of so many measures."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "HFDIST_COORDINATOR": f"localhost:{port}",
+        "HFDIST_NUM_PROCESSES": str(processes),
+        "HFDIST_START_SECONDS": "60",
+    }
+    workers = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__)],
+            env={**env, "HFDIST_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+    outputs = [worker.communicate()[0] for worker in workers]
+    assert not any(worker.returncode for worker in workers), outputs
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def _measure() -> dict[str, float]:
+    """Seconds of a step on this process's and the others' shares, and of its parts."""
+    mesh = hfdist.make_mesh(1)
+    predict, params = functional(MLP(hidden=HIDDEN).build(784, 784, 0))
+    problem = hfdist.Problem(predict, hfdist.losses.squared_error)
+    cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
+    optimizer = hfdist.HessianFree(cg=cg).build(problem, mesh)
+    params, state = replicate((params, optimizer.init(params)), mesh)
+    weak = _batch(EXAMPLES * jax.process_count(), mesh)
+    strong = _batch(EXAMPLES, mesh)
+
+    @jax.jit
+    def step(params, state, batch):
+        updates, state = optimizer.update(None, state, params, batch=batch)
+        return optax.apply_updates(params, updates), state
+
+    products = partial(_products, problem, mesh)
+    reduces, vector = (
+        partial(_all_reduces, mesh),
+        replicate(np.zeros(250_000, "f"), mesh),
+    )
+    programs = {
+        "weak": partial(step, params, state, weak),
+        "strong": partial(step, params, state, strong),
+        "products": partial(products(CG_STEPS), None, None, params, weak),
+        "no_products": partial(products(0), None, None, params, weak),
+        "all_reduce": partial(reduces(), None, None, params, weak),
+        "megabyte": partial(reduces(), None, None, vector, weak),
+    }
+    for program in programs.values():
+        seconds_each(program, repeats=1)  # compiles
+    times = [
+        {
+            name: seconds_each(program, repeats=1)[0]
+            for name, program in programs.items()
+        }
+        for _ in range(REPEATS)
+    ]
+    medians = {name: statistics.median(t[name] for t in times) for name in programs}
+    return {
+        "weak": medians["weak"],
+        "strong": medians["strong"],
+        "product": (medians["products"] - medians["no_products"]) / CG_STEPS,
+        "all_reduce": medians["all_reduce"] / CG_STEPS,
+        "megabyte": medians["megabyte"] / CG_STEPS,
+        "parameters": parameter_count(params),
+    }
+
+
+def _products(problem, mesh, count) -> Callable:
+    """So many products over a device's own examples, and one all-reduce."""
+    devices = collectives(mesh)
+
+    def step(_, __, params, batch):
+        local = devices.vary(params)
+        model = quadratic(problem, local, batch, "gauss_newton", collectives(None))
+        return devices.reduce(
+            jax.lax.fori_loop(
+                0, count, lambda _, v: tree.add_scale(v, 1e-4, model.product(v)), local
+            )
+        )
+
+    return jax.jit(data_parallel(step, mesh))
+
+
+def _all_reduces(mesh) -> Callable:
+    """As many all-reduces of the third argument as a step has CG steps."""
+    devices = collectives(mesh)
+
+    def step(_, __, vector, batch):
+        def body(_, v):
+            return tree.scale(0.5, devices.reduce(devices.vary(v)))
+
+        return jax.lax.fori_loop(0, CG_STEPS, body, vector)
+
+    return jax.jit(data_parallel(step, mesh))
+
+
+def _batch(examples: int, mesh) -> dict[str, jax.Array]:
+    """The first MNIST images, to be reconstructed."""
+    rows = local_rows(examples, mesh)
+    source = GlobalBatches(IDX().load("train"), examples, None, rows)
+    chunk = place_chunk(source.chunk(0, 1), mesh)
+    inputs = jax.jit(lambda c: decode({"inputs": c["inputs"][0]}, "float32"))(chunk)
+    return {"inputs": inputs["inputs"], "targets": inputs["inputs"]}
+
+
+if __name__ == "__main__":
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["HFDIST_PROCESS_ID"])]})
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # as launch/local.py
+    with joined():
+        print(json.dumps(_measure()))
