@@ -7,6 +7,7 @@ from hfdist.methods.newton import Newton
 from hfdist.methods.sgd import SGD
 from hfdist.parallel import make_mesh
 from hfdist.problem import Problem
+from hfdist.processes import joined
 from hfdist.solvers.cg import CG
 from hfdist.solvers.dense import Dense
 
@@ -19,6 +20,7 @@ __all__ = [
     "Method",
     "Newton",
     "Problem",
+    "joined",
     "losses",
     "make_mesh",
 ]
