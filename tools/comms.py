@@ -4,8 +4,8 @@
         [--latency MICROSECONDS] [--product-ms MS] [--json] [--batch-size 512 …]
 
 The collectives are read off the program that XLA compiles for one update over N devices
-(virtual ones on a CPU): they are what runs, not what should. Over P devices, with K
-steps of conjugate gradients (CG), a step is then predicted to take
+(with JAX_PLATFORMS=cpu, virtual ones): they are what runs, not what should. Over P
+devices, with K steps of conjugate gradients (CG), a step is then predicted to take
 
     step(P) = replicated outside + K · replicated per CG step
             + share · (shared outside + K · shared per CG step)
@@ -13,9 +13,11 @@ steps of conjugate gradients (CG), a step is then predicted to take
 
 Shared work grows with a device's batch; the replicated rest every device does whole.
 Weak scaling gives every device the config's batch (share = 1), strong scaling splits it
-(share = 1/P). The four times are measured on one device of this machine, by straight
-lines through 2 and 10 CG steps, and through the batch and a quarter of it. Elsewhere
-they are others: --product-ms is the shared time of one CG step there, its product.
+(share = 1/P). The four times are measured on one device of this machine, best idle, by
+straight lines through 2 and 10 CG steps, and through the batch and a quarter of it. On
+other hardware put --product-ms for the shared time per CG step: that of one product at
+the config's batch, there. K is the config's limit unless given; what a run takes is
+`cg_steps` in its metrics.jsonl.
 
 A collective of n bytes is a ring, in rounds in which each device sends n/P bytes to the
 next (Patarasuk & Yuan 2009), and nothing overlaps: CG needs each sum to go on.
@@ -23,14 +25,13 @@ next (Patarasuk & Yuan 2009), and nothing overlaps: CG needs each sum to go on.
     all-reduce    2 (P-1) · (n/P / bandwidth + latency)
     all-gather      (P-1) · (n/P / bandwidth + latency), n bytes of result
 
-K is the config's limit unless given; `cg_steps` in metrics.jsonl is what a run takes.
-The dense solve of Newton's method is not predicted: see NOT_PREDICTED.
+Libraries that change to trees for short messages, whose latencies grow with log P, do
+better over many devices. Newton's dense solve is not predicted: see NOT_PREDICTED.
 """
 
 import argparse
 import json
 import math
-import re
 import statistics
 import sys
 import time
@@ -42,47 +43,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from rich.console import Console
-from rich.table import Table
-
+from compiled import Collective, collectives_of, one_update, timer
 from hfdist.config import Config, load
 from hfdist.data.idx import Examples
-from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
 from hfdist.solvers.cg import CG
-from hfdist.train import make_chunk_step
+from rich.console import Console
+from rich.table import Table
 
 NOT_PREDICTED = (
-    "No prediction: this method gathers the batch and the columns of its matrix. The "
-    "columns are shared out, whatever the batch, and every device factorises the whole "
-    "matrix; the model here is of work that is shared out by examples."
+    "Not predicted: this method shares out the columns of a matrix, whatever the "
+    "batch, and every device factorises the whole of it; the model here is of work "
+    "that is shared out by examples."
 )
-
-# The text form of XLA's HLO, as far as collectives need it.
-COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE)
-TYPED = re.compile(r"%([\w.-]+) = (.*?) [a-z][\w-]*\(")
-COLLECTIVE = re.compile(
-    r" = (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"
-    r"(-start)?\(([^)]*)\)"
-)
-CALLED = re.compile(
-    r"\b(?:condition|body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)"
-)
-NAME = re.compile(r"%([\w.-]+)")
-ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # f32[784,10], f8e4m3fn[3], …
-
-
-class Collective(NamedTuple):
-    """One collective instruction of a compiled program."""
-
-    kind: str  # all-reduce, all-gather, reduce-scatter, …
-    bytes: int  # of the operands on one device; for an all-gather, of the results
-    in_loop: bool  # inside the body or condition of a while loop
+TITLES = {
+    "collectives": "Compiled for {devices} devices, a step has "
+    "{bytes_per_step:,} bytes in {rounds_per_step:,} rounds",
+    "arithmetic_ms": "Arithmetic on one device here, batch {batch_size}, in ms",
+    "predictions": "Assuming {bandwidth_gb_per_s:g} GB/s and {latency_us:g} µs; "
+    "weak: batch {batch_size} on each device, strong: on all",
+}
 
 
 class Link(NamedTuple):
@@ -99,51 +82,6 @@ class Cost(NamedTuple):
     per_cg_step: float
     replicated_outside: float
     replicated_per_cg_step: float
-
-
-def collectives_of(hlo_text: str) -> list[Collective]:
-    """The collectives of a compiled program, in the order of its text.
-
-    An asynchronous one counts where it starts, and not where it ends.
-    """
-    bodies = dict(COMPUTATION.findall(hlo_text))
-    in_loop = _repeated(bodies)
-    found = []
-    for name, body in bodies.items():
-        types = dict(TYPED.findall(body))
-        for result, kind, start, operands in COLLECTIVE.findall(body):
-            nbytes = sum(_size(types[operand]) for operand in NAME.findall(operands))
-            if kind == "all-gather":
-                # The type of a start holds its operands, and then its results.
-                nbytes = _size(result) - (nbytes if start else 0)
-            found.append(Collective(kind, nbytes, name in in_loop))
-    return found
-
-
-def _repeated(bodies: dict[str, str]) -> set[str]:
-    """The computations that some while loop runs, however deep."""
-
-    def called(text: str) -> list[str]:
-        return NAME.findall(" ".join(CALLED.findall(text)))
-
-    lines = "\n".join(bodies.values()).splitlines()
-    waiting = [name for line in lines if " while(" in line for name in called(line)]
-    repeated = set()
-    while waiting:
-        name = waiting.pop()
-        if name not in repeated:
-            repeated.add(name)
-            waiting += called(bodies[name])
-    return repeated
-
-
-def _size(hlo_type: str) -> int:
-    """Bytes of an array type, or of all the arrays in a tuple type."""
-    total = 0
-    for letters, digits, shape in ARRAY.findall(hlo_type):
-        bits = int(digits) if digits else 8 * (letters == "pred")  # a token has none
-        total += -(-bits * math.prod(int(n) for n in shape.split(",") if n) // 8)
-    return total
 
 
 def rounds(kind: str, devices: int) -> int:
@@ -221,58 +159,19 @@ def measured_cost(config: Config, examples: Examples) -> Cost:
         methods = [replace(method, cg=cg) for method in methods for cg in limits]
     sizes = max(1, config.batch_size // 4), max(2, config.batch_size)
     configs = [replace(config, batch_size=b, method=m) for b in sizes for m in methods]
-    timers = [_timer(c, examples) for c in configs]
-    steps = [timer()[1] for timer in timers]  # the first run warms up
-    if _cg(config) and steps[1] < steps[0] + 1:
+    runs = [timer(c, examples) for c in configs]
+    steps = [run()[1] for run in runs]  # the first run warms up
+    if _cg(config) and min(steps[1::2]) < 3:
         raise UsageError(
-            f"CG ends by itself after {steps[0]:.3g} steps, too early to time one: "
-            f"change --method.damping"
+            "CG ends here before its third step, too soon to time one: it converges "
+            "(give less --method.damping) or meets negative curvature (give more)"
         )
-    times, deadline = [], time.monotonic() + 3
+    times, deadline = [], time.monotonic() + 2
     while len(times) < 5 or time.monotonic() < deadline:
-        times.append([timer()[0] for timer in timers])
+        times.append([run()[0] for run in runs])
     seconds = map(statistics.median, zip(*times, strict=True))
     batches = [c.batch_size for c in configs]
     return fit(list(zip(batches, steps, seconds, strict=True)), config.batch_size)
-
-
-def _timer(config: Config, examples: Examples) -> Callable[[], tuple[float, float]]:
-    """Takes steps as the trainer does: () -> seconds and CG steps of one."""
-    optimizer, start = _start(config, examples, None)
-    source = GlobalBatches(examples, config.batch_size, config.seed)
-    # Small ones are taken together, so that dispatch counts little.
-    work = parameter_count(start[0]) * config.batch_size
-    count = min(source.per_epoch, 20, 1 + int(1e8 / work))
-    chunk = jax.device_put(source.chunk(0, count))
-    program = make_chunk_step(optimizer, config.dtype)
-
-    def run() -> tuple[float, float]:
-        carry = jax.block_until_ready(jax.tree.map(jnp.copy, start))  # it is donated
-        began = time.perf_counter()
-        _, infos = jax.block_until_ready(program(carry, chunk))
-        return (time.perf_counter() - began) / count, float(infos.cg_steps.mean())
-
-    return run
-
-
-def compiled_update(config: Config, examples: Examples, mesh: Mesh | None) -> str:
-    """The text of the program that makes one update of the config's method."""
-    optimizer, (params, state) = _start(config, examples, mesh)
-    chunk = GlobalBatches(examples, config.batch_size, config.seed).chunk(0, 1)
-
-    def step(state, params, batch):
-        batch = decode(batch, config.dtype)
-        return optimizer.update(None, state, params, batch=batch)
-
-    batch = {name: array[0] for name, array in chunk.items()}
-    return jax.jit(step).lower(state, params, batch).compile().as_text()
-
-
-def _start(config: Config, examples: Examples, mesh: Mesh | None) -> tuple[Any, Any]:
-    """The config's optimiser, and the params and state before the first step."""
-    problem, params = config.build_problem(examples.inputs.shape[1])
-    optimizer = config.method.build(problem, mesh)
-    return optimizer, (params, optimizer.init(params))
 
 
 def _cg(config: Config) -> CG | None:
@@ -282,11 +181,13 @@ def _cg(config: Config) -> CG | None:
 def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """All there is to say, ready for JSON."""
     _check(config, arguments)
-    devices, cg, mesh = arguments.devices, _cg(config), make_mesh(arguments.devices)
+    cg, devices = _cg(config), arguments.devices
     cg_steps = arguments.cg_steps or (cg.max_steps if cg else 0)
+    mesh = make_mesh(devices)  # before anything else starts JAX
     examples = config.data.load("train")
-    _, (params, _) = _start(config, examples, mesh)
-    found = collectives_of(compiled_update(config, examples, mesh))
+    step, start = one_update(config, examples, mesh)
+    text = jax.jit(step).lower(*start).compile().as_text()
+    found = collectives_of(text or "")
     rows = []
     for c, count in Counter(sorted(found, key=lambda c: c.in_loop)).items():
         times = count * (cg_steps if c.in_loop else 1)
@@ -294,7 +195,7 @@ def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append(row | {"rounds_per_step": times * rounds(c.kind, devices)})
     said = {
         "config": str(arguments.config),
-        "parameters": parameter_count(params),
+        "parameters": parameter_count(start[0][0]),
         "batch_size": config.batch_size,
         "devices": devices,
         "cg_steps": cg_steps,
@@ -312,7 +213,7 @@ def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     return said | {
         "bandwidth_gb_per_s": arguments.bandwidth,
         "latency_us": arguments.latency,
-        "arithmetic_ms": {name: 1e3 * s for name, s in cost._asdict().items()},
+        "arithmetic_ms": [{name: 1e3 * s for name, s in cost._asdict().items()}],
         "predictions": predictions(seconds, config.batch_size),
     }
 
@@ -344,11 +245,11 @@ def main() -> int:
     )
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG.py")
-    add("--devices", type=int, required=True, help="to compile for: 2 or more")
-    add("--cg-steps", type=int, help="of one step; default: the config's limit")
-    add("--bandwidth", type=float, default=25.0, help="of a device, in GB/s (25)")
-    add("--latency", type=float, default=10.0, help="of a message, in µs (10)")
-    add("--product-ms", type=float, help="of one product, measured elsewhere")
+    add("--devices", type=int, required=True, help="to compile for, 2 or more")
+    add("--cg-steps", type=int, help="of a step; the config's limit by default")
+    add("--bandwidth", type=float, default=25.0, help="GB/s of a device; 25: 200 Gb/s")
+    add("--latency", type=float, default=10.0, help="microseconds a message; 10")
+    add("--product-ms", type=float, help="of one product, where measured elsewhere")
     add("--json", action="store_true", help="print one JSON object")
     arguments, overrides = parser.parse_known_args()
     try:
@@ -366,25 +267,31 @@ def main() -> int:
 
 
 def _print(said: dict[str, Any]) -> None:
-    """Tables from the rows, lines from the rest, under the names of the JSON."""
     console = Console(soft_wrap=True, highlight=False)
-    for name, value in said.items():
-        rows = [value] if isinstance(value, dict) else value
-        if not isinstance(rows, list):
-            console.print(f"{name.replace('_', ' ')}: {_cell(value)}")
-            continue
-        table = Table(title=name.replace("_", " "), title_justify="left")
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
-        for row in rows:
-            table.add_row(*(_cell(row.get(column, "")) for column in columns))
-        console.print(table)
+    head = (
+        "{config}: {parameters:,} parameters, batch {batch_size}, {cg_steps} CG steps"
+    )
+    console.print(head.format(**said))
+    for name, title in TITLES.items():
+        if name in said:
+            console.print("\n" + title.format(**said))
+            console.print(_table(said[name]))
+    if "not_predicted" in said:
+        console.print("\n" + said["not_predicted"])
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    return table
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     return f"{value:,}" if type(value) is int else str(value)
 
 
