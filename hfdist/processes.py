@@ -202,7 +202,7 @@ def _fail(store: Any, error: BaseException) -> NoReturn:
         if isinstance(error, jax.errors.JaxRuntimeError):
             # A collective fails when a peer dies. If that is process 0, JAX aborts
             # this one in a moment; of the others the watch will hear, and exit.
-            _check_coordinator(global_state.coordinator_address)
+            _check_coordinator(global_state.coordinator_address or "")
             time.sleep(SILENT + 2 * BEAT)
         traceback.print_exception(error)
         code, message = 1, f"{type(error).__name__}: {error}"

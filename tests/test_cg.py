@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import relative_error
 from jax.flatten_util import ravel_pytree
 
+from cases import relative_error
 from hfdist import CG
 
 TREE = {"a": jnp.zeros((3, 4)), "b": (jnp.zeros(5), jnp.zeros(()))}

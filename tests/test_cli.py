@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import idx_files
 import pytest
 
+import idx_files
 from hfdist.__main__ import main
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from cases import METHODS
 
 import hfdist
+from cases import METHODS
 from hfdist.config import Config
 from hfdist.data.idx import IDX, Examples
 from hfdist.models.mlp import MLP

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, ONE_DEVICE, Case, relative_error
 from jax.flatten_util import ravel_pytree
 
 import hfdist
+from cases import CASES, ONE_DEVICE, Case, relative_error
 from hfdist.curvature import mean_loss, quadratic, value_and_gradient
 from hfdist.solvers.dense import materialise
 

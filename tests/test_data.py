@@ -1,9 +1,9 @@
 """IDX files, sound and broken, and the order of the batches."""
 
-import idx_files
 import numpy as np
 import pytest
 
+import idx_files
 from hfdist.data import idx
 from hfdist.data.idx import IDX, Examples
 from hfdist.data.pipeline import GlobalBatches, chunks, decode

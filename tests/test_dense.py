@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import relative_error
-from test_cg import TREE, N, system
 
+from cases import relative_error
 from hfdist import Dense
 from hfdist.solvers import dense
+from test_cg import TREE, N, system
 
 DEFINITE = np.geomspace(1, 100, N)
 INDEFINITE = np.linspace(-3, 4.5, N)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from cases import LOSSES, OUTPUTS, loss_and_output_hessian
 
 KNOWN = ("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error")

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import INPUTS, LM, METHODS, Case, loop, relative_error
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import hfdist
+from cases import INPUTS, LM, METHODS, Case, loop, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
 from hfdist.models.model import functional
 

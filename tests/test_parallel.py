@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
-import cases
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from cases import METHODS, Case, loop, relative_error
-from comms import collectives_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import cases
 import hfdist
+from cases import METHODS, Case, loop, relative_error
+from comms import collectives_of
 from hfdist import CG, HessianFree
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import idx_files
 import pytest
+
+import idx_files
 
 ROOT = Path(__file__).parent.parent
 HF = "configs/paper/hf_gauss_newton.py"

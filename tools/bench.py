@@ -20,9 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from measurement import Measurement, report, seconds_each
 from optax import tree
-from scaling import scaling
 
 import hfdist
 from hfdist import metrics
@@ -35,6 +33,8 @@ from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.pytree import parameter_count
 from hfdist.train import train
+from measurement import Measurement, report, seconds_each
+from scaling import scaling
 
 
 def step() -> list[Measurement]:

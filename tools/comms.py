@@ -44,6 +44,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+
 from compiled import Collective, collectives_of, one_update, timer
 from hfdist.config import Config, load
 from hfdist.data.idx import Examples
@@ -51,8 +54,6 @@ from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
 from hfdist.solvers.cg import CG
-from rich.console import Console
-from rich.table import Table
 
 NOT_PREDICTED = (
     "Not predicted: this method shares out the columns of a matrix, whatever the "

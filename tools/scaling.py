@@ -15,15 +15,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-from comms import Collective, Cost, Link, step_seconds
-from measurement import Measurement, seconds_each
 from optax import tree
 
 import hfdist
+from comms import Collective, Cost, Link, step_seconds
 from hfdist.curvature import quadratic
 from hfdist.data.idx import IDX
 from hfdist.data.pipeline import GlobalBatches, decode
@@ -38,6 +38,7 @@ from hfdist.parallel import (
 )
 from hfdist.processes import joined
 from hfdist.pytree import parameter_count
+from measurement import Measurement, seconds_each
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
 HIDDEN = (1000, 500, 250, 30, 250, 500, 1000)
@@ -171,9 +172,11 @@ def _measure() -> dict[str, float]:
     weak = _batch(EXAMPLES * jax.process_count(), mesh)
     strong = _batch(EXAMPLES, mesh)
 
+    update: Callable[..., Any] = optimizer.update
+
     @jax.jit
     def step(params, state, batch):
-        updates, state = optimizer.update(None, state, params, batch=batch)
+        updates, state = update(None, state, params, batch=batch)
         return optax.apply_updates(params, updates), state
 
     products = partial(_products, problem, mesh)
