@@ -11,11 +11,14 @@ from hfdist.errors import UsageError
 if TYPE_CHECKING:
     from hfdist.train import Result
 
-DONE, USAGE, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+DONE, USAGE, DIVERGED, STOPPED, INTERRUPTED = 0, 2, 3, 75, 130
 
 
 def main() -> int:
-    """Run one command; the exit code: 0, 2 a caller's mistake, 3 diverged."""
+    """Run one command and return its exit code.
+
+    0 done, 2 a caller's mistake, 3 diverged, 75 stopped by a signal after saving.
+    """
     arguments = _parser().parse_args()
     try:
         return arguments.run(arguments)
@@ -49,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     evaluate.add_argument("--step", type=int, help="its step; the newest by default")
     evaluate.set_defaults(run=_evaluate)
+    checkpoints = commands.add_parser(
+        "checkpoints", help="list a run's checkpoints, verifying each"
+    )
+    checkpoints.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    checkpoints.set_defaults(run=_checkpoints)
     return parser
 
 
@@ -72,7 +80,9 @@ def _train(arguments: argparse.Namespace) -> int:
         result = train(config)
         if is_first():
             _report(result, config.max_rejected)
-    return DIVERGED if result.diverged else DONE
+    if result.diverged:
+        return DIVERGED
+    return STOPPED if result.stopped else DONE
 
 
 def _report(result: "Result", max_rejected: int) -> None:
@@ -98,6 +108,20 @@ def _report(result: "Result", max_rejected: int) -> None:
             f"learning rate may help",
             file=sys.stderr,
         )
+    if result.stopped:
+        print(
+            f"hfdist: stopped after step {result.steps:,}, and saved: the same command "
+            f"with --run-dir {result.run_dir} continues",
+            file=sys.stderr,
+        )
+
+
+def _checkpoints(arguments: argparse.Namespace) -> int:
+    from hfdist.progress import print_rows
+    from hfdist.resume import survey
+
+    print_rows(survey(arguments.run_dir))
+    return DONE
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -1,70 +1,193 @@
-"""Checkpoints of a run, stored by Orbax: params and optimiser state by step."""
+"""Checkpoints of a run: its whole state by step, stored by Orbax, verified here.
 
+A checkpoint is one Orbax composite: `params` and `optimizer` (arrays) and `record`
+(JSON: what else the next step depends on, and a checksum for every array). Orbax writes
+it in the background, under another name until it is whole. It does not notice damage,
+nor fall back to an older step: `restore` compares every checksum, and `set_aside` moves
+an unsound checkpoint out of the way.
+
+In a run of many processes all of them save and restore, in one shared folder.
+"""
+
+import json
+import logging
+import shutil
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from hfdist.errors import UsageError
 
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant
+
+
+class Unsound(Exception):
+    """A checkpoint that cannot be trusted, and why."""
+
 
 class Checkpoints:
-    """The newest two checkpoints, by step; saving goes on in the background.
+    """The checkpoints in a folder: the newest `keep`, and multiples of `keep_every`."""
 
-    In a run of many processes all of them save and restore, in one shared folder.
-    """
-
-    def __init__(self, folder: Path, minutes: float = 0.0):
-        self._folder = folder
-        self._seconds_between = 60 * minutes
-        self._saved_at = time.monotonic()
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 1,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ):
+        self.folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, cleanup_tmp_directories=True
+                max_to_keep=None if read_only else keep,
+                keep_period=keep_every,
+                cleanup_tmp_directories=not read_only,  # left by saves that were killed
+                read_only=read_only,
+                create=not read_only,
             ),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "record": ocp.JsonCheckpointHandler(),
+            },
         )
 
-    def latest(self) -> int | None:
-        """The newest step saved."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, sound or not."""
+        return sorted(self._manager.all_steps())
 
-    @property
-    def due(self) -> bool:
-        """Whether `minutes` have passed since the last save."""
-        return time.monotonic() - self._saved_at >= self._seconds_between
+    def size(self, step: int) -> int:
+        """Bytes on disk."""
+        files = (self.folder / str(step)).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
 
-    def save(self, step: int, params: Any, optimizer: Any) -> None:
-        """Save the state after a step."""
-        self._saved_at = time.monotonic()
+    def save(self, step: int, params: Any, optimizer: Any, record: Any) -> None:
+        """Save the state after a step; the disk is written in the background.
+
+        Raises UsageError if it cannot be written, also for the save before; the older
+        checkpoints stay whole.
+        """
+        record = {**record, "arrays": checksums(params=params, optimizer=optimizer)}
+        sealed = {"record": record, "checksum": _checksum(_canonical(record))}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
+            record=ocp.args.JsonSave(sealed),
         )
-        self._manager.save(step, args=items)
+        with self._explained():
+            if not self._manager.save(step, args=items):
+                raise OSError(f"a later step is there already: {self.steps()}")
 
-    def restore(self, step: int | None, **like: Any) -> tuple[int, dict[str, Any]]:
-        """(step, the items named in like: params=…, optimizer=…), the newest for None.
+    def restore(self, step: int, **like: Any) -> tuple[dict[str, Any], Any]:
+        """(items, record) of a step, for the items in like: params=…, optimizer=….
 
-        Each item comes back with the structure and on the devices of its like.
+        Each comes back with the structure and on the devices of its like. Raises
+        Unsound.
         """
-        present = sorted(self._manager.all_steps())
-        if not present or (step is not None and step not in present):
-            wanted = (
-                "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            )
-            raise UsageError(f"{self._folder} has {wanted}; its steps are {present}")
-        step = present[-1] if step is None else step
-        items = {
+        arguments = {
             name: ocp.args.StandardRestore(
                 jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
             )
             for name, tree in like.items()
         }
-        return step, dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(record=ocp.args.JsonRestore(), **arguments),
+            )
+            items = {name: restored[name] for name in like}
+            sealed = restored["record"]
+            if sealed["checksum"] != _checksum(_canonical(sealed["record"])):
+                raise ValueError("its record has been altered")
+            saved = sealed["record"]["arrays"]
+        except Exception as error:  # whatever damage makes Orbax raise
+            raise Unsound(_first_line(error)) from error
+        for name, seen in checksums(**items).items():
+            if seen != saved.get(name):
+                raise Unsound(f"{name} is {seen}, but was saved as {saved.get(name)}")
+        return items, sealed["record"]
+
+    def verify(self, step: int) -> int:
+        """Compare every checksum of a step; the bytes of its arrays. Raises Unsound."""
+        try:
+            saved = self._manager.item_metadata(step)
+            like = {
+                name: jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved[name])
+                for name in ("params", "optimizer")
+            }
+        except Exception as error:
+            raise Unsound(_first_line(error)) from error
+        items, _ = self.restore(step, **like)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+
+    def set_aside(self, step: int) -> Path:
+        """Move an unsound checkpoint out of the way of new ones: where it is now."""
+        aside = self.folder.with_name("unsound") / f"{step}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), aside)
+        return aside
+
+    def reload(self) -> None:
+        """Look again at what is in the folder."""
+        self._manager.reload()
 
     def close(self) -> None:
-        """Wait for the saves under way."""
-        self._manager.close()
+        """Wait for the saves under way; raises UsageError if one failed."""
+        with self._explained():
+            self._manager.close()
+
+    def _explained(self):
+        return _Explained(self.folder)
+
+
+class _Explained:
+    """Turns what a failed save raises into one message with the remedy."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, Exception):
+            raise UsageError(
+                f"a checkpoint could not be saved in {self._folder} "
+                f"({_first_line(error)}): the earlier ones are whole; make room, and "
+                f"run the same command to continue from the newest"
+            ) from error
+
+
+def checksums(**items: Any) -> dict[str, str]:
+    """Type, shape and CRC-32 of every array, by its path."""
+    leaves, _ = jax.tree.flatten_with_path(items)
+    return {
+        # A named tuple comes back as a dictionary where its class is not given.
+        jax.tree_util.keystr(path, simple=True, separator="."): _seal(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _seal(leaf: Any) -> str:
+    # Replicated: any device's copy is the whole.
+    local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    array = np.asarray(local)
+    return f"{array.dtype}{list(array.shape)} {_checksum(array.tobytes())}"
+
+
+def _checksum(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
+
+
+def _canonical(record: Any) -> bytes:
+    return json.dumps(record, sort_keys=True).encode()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -58,9 +58,18 @@ class Config:
     run_dir: Path | None = None
     """Where the run is written; a new folder runs/<config>-<time> by default."""
     steps_per_dispatch: int = 67
-    """Updates compiled into one scan: the metrics arrive that many at a time."""
+    """Updates compiled into one scan: metrics arrive that many at a time, and a run
+    saves or stops between two scans."""
     checkpoint_minutes: float = 1.0
-    """Save after an epoch when this long has passed, and always at the end."""
+    """Save when this long has passed since the last time, and always at the end."""
+    checkpoint_steps: int | None = None
+    """Save when this many updates have been made since the last time."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Keep the checkpoints of steps divisible by this, too."""
+    init_from: Path | None = None
+    """Start from the newest params of another run's directory."""
     evaluation_batch_size: int = 1000
     """Test examples evaluated at a time."""
     compilation_cache: Path | None = Path("~/.cache/hfdist/xla")
@@ -75,6 +84,9 @@ class Config:
             "max_steps",
             "max_rejected",
             "devices",
+            "checkpoint_steps",
+            "keep",
+            "keep_every",
             "steps_per_dispatch",
             "evaluation_batch_size",
         )

@@ -13,6 +13,11 @@ from jax import Array
 DampingRule = Literal["constant", "levenberg_marquardt"]
 
 
+def constant(damping: Array, least: float, sound: Array) -> Array:
+    """λ stays, but is 3/2 λ after a step that was not finite, and then falls back."""
+    return jnp.where(sound, jnp.maximum(damping * 2 / 3, least), damping * 3 / 2)
+
+
 def levenberg_marquardt(damping: Array, rho: Array) -> Array:
     """λ ← 3/2 λ if ρ < 1/4, 2/3 λ if ρ > 3/4 (Martens 2010, section 4.1)."""
     return damping * jnp.where(rho > 3 / 4, 2 / 3, jnp.where(rho >= 1 / 4, 1, 3 / 2))

@@ -54,13 +54,12 @@ def evaluator(
 
 
 def evaluate(run_dir: Path, step: int | None = None) -> tuple[int, Evaluation]:
-    """Evaluate a run's checkpoint, the newest by default: (its step, the means)."""
-    from hfdist.checkpoint import Checkpoints  # Orbax takes a while to import
+    """Evaluate a run's checkpoint, by default the newest: (its step, the means)."""
+    from hfdist.resume import restore_params  # Orbax takes a while to import
 
     config = read_config(run_dir)
     test = config.data.load("test")
     with jax.enable_x64(config.dtype == "float64"):
         problem, params = config.build_problem(test.inputs.shape[1])
-        checkpoints = Checkpoints(run_dir / "checkpoints")
-        step, restored = checkpoints.restore(step, params=params)
-        return step, evaluator(problem, test, config, mesh=None)(restored["params"])
+        step, params = restore_params(run_dir, params, step)
+        return step, evaluator(problem, test, config, mesh=None)(params)

@@ -72,6 +72,20 @@ def from_first(value: Any) -> Any:
     return json.loads(store.blocking_key_value_get(key, PATIENCE))
 
 
+def any_says(yes: bool) -> bool:
+    """Whether any process has said yes so far; only process 0 hears it."""
+    store = _store()
+    if store is None:
+        return yes
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # said already; nobody has
+        if yes:
+            store.key_value_set("hfdist/yes", "")
+        if is_first():
+            store.key_value_try_get("hfdist/yes")
+            return True
+    return yes
+
+
 def agree(settings: Mapping[str, Any]) -> None:
     """Raise UsageError, in every process, unless all have the same settings."""
     store = _store()

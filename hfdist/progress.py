@@ -1,6 +1,6 @@
 """What a person sees of a run: a live bar on a terminal, else a line an epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -49,6 +49,16 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.stop()
+
+
+def print_rows(rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows of the same columns."""
+    table = Table(*(rows[0] if rows else ()))
+    for row in rows:
+        table.add_row(
+            *(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values())
+        )
+    Console(highlight=False, soft_wrap=True).print(table if rows else "none")
 
 
 def print_table(rows: Mapping[str, object]) -> None:

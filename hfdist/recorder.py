@@ -10,6 +10,7 @@ from hfdist.methods.method import Info
 from hfdist.metrics import Line, Metrics
 from hfdist.processes import is_first
 from hfdist.progress import Display
+from hfdist.resume import Position
 
 
 class Recorder:
@@ -18,37 +19,58 @@ class Recorder:
     def __init__(
         self,
         config: Config,
-        start: int,
+        start: Position,
         last: int,
         steps_per_epoch: int,
-        compile_seconds: float,
     ):
         assert config.run_dir is not None
         shown = is_first()
-        self._metrics = Metrics(config.run_dir, start, config.tensorboard, shown)
-        self._display = Display(start, last, type(config.method).__name__, shown)
+        self._metrics = Metrics(
+            config.run_dir, start.metrics_bytes, config.tensorboard, shown
+        )
+        self._display = Display(start.step, last, type(config.method).__name__, shown)
         self._max_rejected = config.max_rejected
         self._steps_per_epoch = steps_per_epoch
-        self._compile_seconds: float | None = compile_seconds  # until it is written
+        self._compile_seconds: float | None = None  # until it is written
+        self._pending: tuple[int, Info] | None = None  # dispatched, not yet recorded
         self._losses: list[float] = []  # of the epoch under way
         self._started = 0.0
         self._rejected_in_a_row = 0
-        self.step, self.seconds = 0, 0.0
+        self.last, self.step, self.seconds = last, 0, 0.0
         self.rejected = self.indefinite = 0
         self.test: Evaluation | None = None
         for line in self._metrics.earlier:
             if line["split"] == "train":
                 self._count(line)
 
+    def compiled(self, seconds: float) -> None:
+        """Note what compilation took, for the next line."""
+        self._compile_seconds = seconds
+
     def start(self) -> None:
         """Start the clock, before the first step or after an evaluation."""
         self._started = time.perf_counter() - self.seconds
 
-    def steps(self, first: int, infos: Info) -> None:
-        """Record the steps first, first + 1, …; waits for them to be computed.
+    def dispatched(self, first: int, infos: Info) -> None:
+        """Note that the steps first, first + 1, … are being computed.
 
-        The seconds of steps that ran in one dispatch are spaced evenly over it.
+        The steps dispatched before are recorded meanwhile.
         """
+        self.catch_up()
+        self._pending = first, infos
+
+    def catch_up(self) -> None:
+        """Wait for the steps dispatched, and record them."""
+        if self._pending:
+            self._record(*self._pending)
+            self._pending = None
+
+    def at_epoch_end(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends with this step."""
+        return step == self.last or step % self._steps_per_epoch == 0
+
+    def _record(self, first: int, infos: Info) -> None:
+        # The seconds of steps that ran in one dispatch are spaced evenly over it.
         columns = {name: np.asarray(a) for name, a in infos._asdict().items()}
         count, before = len(columns["loss"]), self.seconds
         now = time.perf_counter() - self._started
@@ -80,6 +102,10 @@ class Recorder:
                 f"train loss {self.train_loss:.4f}  test loss {test.loss:.4f}  "
                 f"accuracy {test.accuracy:.4f}  {self.seconds:.1f} s"
             )
+
+    def position(self) -> Position:
+        """Where a run continues that is saved now, its lines safe on the disk."""
+        return Position(self.step, self._metrics.sync())
 
     def close(self) -> None:
         """Close the metrics and leave the display as it stands."""

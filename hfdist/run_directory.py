@@ -21,6 +21,9 @@ MAY_CHANGE = {
     "devices",
     "run_dir",
     "checkpoint_minutes",
+    "checkpoint_steps",
+    "keep",
+    "keep_every",
     "evaluation_batch_size",
     "compilation_cache",
     "tensorboard",
@@ -45,9 +48,9 @@ def open_run(config: Config) -> Path:
 def _write(config: Config, run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if any(run_dir.iterdir()):
+        part = run_dir / "config.json.part"  # left by a kill while it was written
+        if set(run_dir.iterdir()) - {part}:
             _check_same(read_config(run_dir), config)
-        part = run_dir / "config.json.part"
         part.write_text(json.dumps(_record(config), indent=2) + "\n")
         part.replace(run_dir / "config.json")
     except OSError as error:

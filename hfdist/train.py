@@ -6,7 +6,7 @@ the metrics of the chunk before and gathers the examples of the next.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,18 @@ from hfdist.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
 from hfdist.evaluate import Evaluation, evaluator
+from hfdist.interrupt import Interrupt
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.processes import agree, from_first
+from hfdist.processes import agree, any_says, from_first
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder
+from hfdist.resume import restore_newest, restore_params
 from hfdist.run_directory import open_run, settings
+from hfdist.saves import Saves
 
 Carry = tuple[PyTree, State]
-Plan = list[list[tuple[int, int]]]
 
 
 class Result(NamedTuple):
@@ -45,20 +47,22 @@ class Result(NamedTuple):
     rejected: int  # steps not applied
     indefinite: int  # steps whose solver met negative curvature
     diverged: bool
+    stopped: bool  # by a signal, before its last step
 
 
 def train(config: Config) -> Result:
     """Train as the config says, writing its run directory; continues one that exists.
 
     Every process of a run calls this with the same config; the first one writes.
-    Raises UsageError for a caller's mistake, before anything is compiled.
+    SIGTERM and Ctrl-C make it save and return. Raises UsageError for a caller's
+    mistake, before anything is compiled, and for a disk that takes no more.
     """
     agree(settings(config))
-    with jax.enable_x64(config.dtype == "float64"):
-        return _train(config, make_mesh(config.devices))
+    with jax.enable_x64(config.dtype == "float64"), Interrupt() as interrupt:
+        return _train(config, make_mesh(config.devices), interrupt)
 
 
-def _train(config: Config, mesh: Mesh | None) -> Result:
+def _train(config: Config, mesh: Mesh | None, interrupt: Interrupt) -> Result:
     train_set, test_set = config.data.load("train"), config.data.load("test")
     _check_batch_size(config.batch_size, len(train_set.labels), mesh)
     rows = local_rows(config.batch_size, mesh)
@@ -69,30 +73,26 @@ def _train(config: Config, mesh: Mesh | None) -> Result:
 
     run_dir = open_run(config)
     with closing(
-        Checkpoints(run_dir / "checkpoints", config.checkpoint_minutes)
+        Checkpoints(run_dir / "checkpoints", config.keep, config.keep_every)
     ) as checkpoints:
-        start, carry = _restore(checkpoints, carry)
+        start, carry = restore_newest(checkpoints, carry)
+        if start.step == 0 and config.init_from:
+            _, params = restore_params(config.init_from, params)
+            carry = replicate((params, optimizer.init(params)), mesh)
         last = config.epochs * source.per_epoch
         last = min(last, config.max_steps or last)
-        plan = _plan(start, last, source.per_epoch, config.steps_per_dispatch)
+        spans = _spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
 
         _enable_compilation_cache(config.compilation_cache)
         chunk_step = make_chunk_step(optimizer, config.dtype)
-        programs, compile_seconds = _compile(chunk_step, carry, source, plan, mesh)
+        programs, compile_seconds = _compile(chunk_step, carry, source, spans, mesh)
         measure = evaluator(problem, test_set, config, mesh)
-        with closing(
-            Recorder(config, start, last, source.per_epoch, compile_seconds)
-        ) as recorder:
-            spans = [span for epoch in plan for span in epoch]
+        with closing(Recorder(config, start, last, source.per_epoch)) as recorder:
+            recorder.compiled(compile_seconds)
             feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
-            for epoch in plan:
-                carry = _run_epoch(programs, carry, epoch, feed, recorder)
-                recorder.evaluation(measure(carry[0]))
-                if recorder.diverged:
-                    break
-                # Saving takes all processes; the clock of one decides.
-                if from_first(recorder.step == last or checkpoints.due):
-                    checkpoints.save(recorder.step, *carry)
+            scans = _scans(programs, carry, spans, feed, recorder)
+            saves = Saves(checkpoints, config, start.step)
+            carry, stopped = _run(scans, carry, recorder, measure, saves, interrupt)
             test = recorder.test or measure(carry[0])
     return Result(
         run_dir=run_dir,
@@ -104,7 +104,41 @@ def _train(config: Config, mesh: Mesh | None) -> Result:
         rejected=recorder.rejected,
         indefinite=recorder.indefinite,
         diverged=recorder.diverged,
+        stopped=stopped and recorder.step < last,
     )
+
+
+def _scans(programs, carry, spans, feed, recorder) -> Iterator[tuple[int, Carry]]:
+    """Dispatch scan after scan: (step, state) after each, before it is computed."""
+    for (first, count), chunk in zip(spans, feed, strict=True):
+        carry, infos = programs[count](carry, chunk)
+        recorder.dispatched(first + 1, infos)
+        yield first + count, carry
+
+
+def _run(scans, carry, recorder, measure, saves, interrupt) -> tuple[Carry, bool]:
+    """The state at the end, and whether a signal asked for it.
+
+    Between two scans all processes do the same: evaluate after an epoch, save when it
+    is time, and stop when one of them was asked to.
+    """
+    recorder.start()
+    for step, carry in scans:
+        stop, due = from_first([any_says(interrupt.requested), saves.due(step)])
+        at_epoch_end = recorder.at_epoch_end(step)
+        if not (stop or due or at_epoch_end or recorder.diverged):
+            continue
+        recorder.catch_up()
+        if at_epoch_end:
+            recorder.evaluation(measure(carry[0]))
+        if recorder.diverged:
+            break
+        if stop or due or step == recorder.last:
+            saves.save(step, carry, recorder.position()._asdict())
+        if stop:
+            return carry, True
+        recorder.start()
+    return carry, False
 
 
 def _check_batch_size(batch_size: int, examples: int, mesh: Mesh | None) -> None:
@@ -135,49 +169,30 @@ def make_chunk_step(
     return jax.jit(partial(jax.lax.scan, step), donate_argnums=0)
 
 
-def _run_epoch(programs, carry, epoch, feed, recorder) -> Carry:
-    """Run an epoch's chunks, recording each while the next one is computed."""
-    recorder.start()
-    pending: tuple[int, Info] | None = None
-    for (first, count), chunk in zip(epoch, feed, strict=False):
-        carry, infos = programs[count](carry, chunk)
-        if pending:
-            recorder.steps(*pending)
-        pending = first + 1, infos
-        if recorder.diverged:
-            break
-    if pending:
-        recorder.steps(*pending)
-    return carry
+def _spans(start: int, last: int, per_epoch: int, most: int) -> list[tuple[int, int]]:
+    """The scans (first batch, count) still to run after step `start`.
 
-
-def _plan(start: int, last: int, per_epoch: int, most: int) -> Plan:
-    """The chunks (first batch, count) still to run after step `start`, by epoch."""
-    plan = []
+    Each epoch is cut at the same places whatever the start, so that a run that
+    continues runs the same programs.
+    """
+    spans = []
     while start < last:
-        end = min(last, (start // per_epoch + 1) * per_epoch)
-        plan.append([(k, min(most, end - k)) for k in range(start, end, most)])
+        position = start % per_epoch
+        end = start - position + min(position - position % most + most, per_epoch)
+        end = min(end, last)
+        spans.append((start, end - start))
         start = end
-    return plan
+    return spans
 
 
-def _compile(chunk_step, carry, source, plan, mesh) -> tuple[dict, float]:
+def _compile(chunk_step, carry, source, spans, mesh) -> tuple[dict, float]:
     """One program for each length of chunk, and the seconds that took."""
     began = time.perf_counter()
     programs = {}
-    for count in {count for epoch in plan for _, count in epoch}:
+    for count in {count for _, count in spans}:
         chunk = place_chunk(source.chunk(0, count), mesh)
         programs[count] = chunk_step.lower(carry, chunk).compile()
     return programs, time.perf_counter() - began
-
-
-def _restore(checkpoints: Checkpoints, carry: Carry) -> tuple[int, Carry]:
-    """The step to continue after, 0 for a new run, and the state there."""
-    if checkpoints.latest() is None:
-        return 0, carry
-    params, optimizer = carry
-    step, items = checkpoints.restore(None, params=params, optimizer=optimizer)
-    return step, (items["params"], items["optimizer"])
 
 
 def _enable_compilation_cache(folder: Path | None) -> None:

@@ -15,7 +15,12 @@ from jax.sharding import Mesh
 from optax import tree
 
 from hfdist import curvature as curvatures
-from hfdist.damping import DampingRule, levenberg_marquardt, reduction_ratio
+from hfdist.damping import (
+    DampingRule,
+    constant,
+    levenberg_marquardt,
+    reduction_ratio,
+)
 from hfdist.methods.method import Info, State, initial_info, transformation
 from hfdist.parallel import collectives
 from hfdist.problem import Problem
@@ -47,8 +52,8 @@ def second_order(
     The solver's products are over each device's share of the batch, all-reduced, or,
     with whole_batch, over the whole batch on every device, and not reduced.
 
-    A step that is not finite is rejected: the update is zero. With Levenberg-Marquardt
-    damping, so is a step that raises the batch's loss.
+    A step that is not finite is rejected: the update is zero and λ is raised. With
+    Levenberg-Marquardt damping, so is a step that raises the batch's loss.
     """
     devices = collectives(mesh)
 
@@ -80,7 +85,8 @@ def second_order(
         tiny = jnp.finfo(model.value.dtype).tiny
         step_norm, residual_norm = tree.norm(step), tree.norm(solution.residual)
         accepted = jnp.isfinite(model.value + step_norm + residual_norm)
-        rho, next_damping = jnp.full_like(model.value, jnp.nan), memory.damping
+        rho = jnp.full_like(model.value, jnp.nan)
+        next_damping = constant(memory.damping, damping, accepted)
         if damping_rule == "levenberg_marquardt":
             new_value = curvatures.mean_loss(
                 problem, optax.apply_updates(params, step), batch, devices
