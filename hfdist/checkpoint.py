@@ -23,7 +23,8 @@ import orbax.checkpoint as ocp
 
 from hfdist.errors import UsageError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant
+# Orbax warns of what is meant, and logs the errors that it raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Unsound(Exception):

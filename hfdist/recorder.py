@@ -1,5 +1,6 @@
 """From the infos of finished steps to metrics lines, progress and the verdict."""
 
+import math
 import time
 
 import numpy as np
@@ -119,8 +120,9 @@ class Recorder:
 
     @property
     def train_loss(self) -> float:
-        """Mean loss of the last epoch's steps so far."""
-        return float(np.mean(self._losses)) if self._losses else float("nan")
+        """Mean finite loss of the last epoch's steps so far."""
+        losses = [loss for loss in self._losses if math.isfinite(loss)]
+        return float(np.mean(losses)) if losses else float("nan")
 
     def _line(self, split: str, step: int, loss: float, seconds: float) -> Line:
         epoch = (step - 1) // self._steps_per_epoch + 1

@@ -4,7 +4,8 @@
 
 GPUs, or without any the cores, are divided evenly among the processes. Each line of
 output starts with its process's number. The first process to fail ends the others, and
-its exit code is returned; signals are passed on to all.
+its exit code is returned; signals are passed on to all. With --max-restarts a run that
+failed is started again, and continues from its newest checkpoint.
 """
 
 import argparse
@@ -20,7 +21,11 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 GRACE = 5.0  # seconds between asking the others to end and killing them
+FINAL = {0, 2, 3, 75}  # done, a caller's mistake, diverged, stopped: not to be repeated
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+signalled = threading.Event()  # somebody wants the run to end
 
 
 def launch(command: Sequence[str], processes: int, port: int) -> int:
@@ -45,8 +50,13 @@ def launch(command: Sequence[str], processes: int, port: int) -> int:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(share(gpus, index, processes))
         cores = [] if gpus else share(sorted(os.sched_getaffinity(0)), index, processes)
         children.append(start(command, env, cores))
+
+    def forward(number, _):
+        signalled.set()
+        send(children, number)
+
     for number in FORWARDED:
-        signal.signal(number, lambda got, _: send(children, got))
+        signal.signal(number, forward)
     readers = [
         threading.Thread(target=copy, args=(child.stdout, index))
         for index, child in enumerate(children)
@@ -147,16 +157,25 @@ def main() -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(
         description="Run hfdist in several processes on this machine.",
-        usage="%(prog)s --processes N [--port PORT] -- train CONFIG.py ...",
+        usage="%(prog)s --processes N [--port PORT] [--max-restarts N] -- "
+        "train CONFIG.py ...",
     )
     parser.add_argument("--processes", type=int, required=True)
     parser.add_argument("--port", type=int, help="of process 0; a free one by default")
+    parser.add_argument("--max-restarts", type=int, default=0)
     parser.add_argument("arguments", nargs="+", metavar="train CONFIG.py ...")
     arguments = parser.parse_args()
     if arguments.processes < 1:
         parser.error(f"--processes is {arguments.processes}: use at least 1")
+    if arguments.max_restarts and "--run-dir" not in arguments.arguments:
+        parser.error("--max-restarts needs a --run-dir to continue in")
     command = [sys.executable, "-m", "hfdist", *arguments.arguments]
-    return launch(command, arguments.processes, arguments.port or free_port())
+    for left in reversed(range(arguments.max_restarts + 1)):
+        code = launch(command, arguments.processes, arguments.port or free_port())
+        if code in FINAL or signalled.is_set() or not left:
+            return code
+        print(f"launch: starting again, {left - 1} restarts left", flush=True)
+    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

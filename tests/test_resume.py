@@ -1,0 +1,310 @@
+"""A run that was interrupted, and continued, equals one that never was."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import idx_files
+from hfdist.checkpoint import Checkpoints
+from hfdist.resume import restore_newest
+from test_processes import ENV, HF, ROOT, children_of, train_losses
+
+SGD = "configs/paper/sgd.py"
+LM = "--method.damping-rule levenberg_marquardt --method.warm-start 0.9"
+COMMANDS = {1: ["-m", "hfdist"], 2: ["launch/local.py", "--processes", "2", "--"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return idx_files.make_folder(tmp_path_factory.mktemp("data"), train=2000)
+
+
+@pytest.fixture
+def settings(data):
+    return (
+        f"--data.dir {data} --data.classes 3 --batch-size 16 --epochs 3 "
+        f"--steps-per-dispatch 7 --checkpoint-steps 20 --checkpoint-minutes 1e9 "
+        "--max-rejected 9999"
+    ).split()
+
+
+def start(arguments, processes=1):
+    return subprocess.Popen(
+        [sys.executable, *COMMANDS[processes], "train", *map(str, arguments)],
+        cwd=ROOT,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(arguments, processes=1):
+    """Run to the end: (exit code, output)."""
+    process = start(arguments, processes)
+    output = process.communicate(timeout=300)[0]
+    return process.returncode, output
+
+
+def wait_for_step(run_dir, step):
+    deadline = time.monotonic() + 60
+    path = run_dir / "metrics.jsonl"
+    while not path.exists() or f'"step": {step},' not in path.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def story(run_dir):
+    """All that must be the same: every line without its seconds, and every checksum."""
+    text = (run_dir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    record = json.loads((newest / "record" / "metadata").read_text())["record"]
+    return lines, record["step"], record["arrays"]
+
+
+def make_whole(tmp_path, arguments, processes):
+    whole = tmp_path / "whole"
+    code, output = finish([*arguments, "--run-dir", whole], processes)
+    assert code == 0, output
+    return story(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_been(
+    settings, tmp_path, number
+):
+    arguments = [HF, *settings, *LM.split()]
+    run_dir = tmp_path / "run"
+    process = start([*arguments, "--run-dir", run_dir])
+    wait_for_step(run_dir, random.Random(number).randint(30, 200))
+    process.send_signal(number)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 75, output
+    stopped = int(re.search(r"stopped after step (\d+), and saved", output).group(1))
+    assert story(run_dir)[1] == stopped
+    code, output = finish([*arguments, "--run-dir", run_dir])
+    assert code == 0, output
+    assert story(run_dir) == make_whole(tmp_path, arguments, 1)
+
+
+def test_a_second_signal_ends_the_run_at_once(settings, tmp_path):
+    # One scan of all the steps: the main thread waits in it.
+    arguments = [HF, *settings, "--epochs", "20000", "--run-dir", tmp_path / "run"]
+    process = start(arguments)
+    wait_for_step(tmp_path / "run", 20)
+    os.kill(process.pid, signal.SIGSTOP)  # so that both are there together
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    output = process.communicate(timeout=10)[0]
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT), output
+    assert "again: leaving at once" in output
+
+
+def kill_and_continue(tmp_path, arguments, processes, kills, seed):
+    """Kill the run at random instants, some of them during a save, until it is done."""
+    rng = random.Random(seed)
+    run_dir = tmp_path / "run"
+    for _ in range(kills):
+        process = start([*arguments, "--run-dir", run_dir], processes)
+        time.sleep(rng.uniform(1.5, 5))
+        with_children = [process.pid, *children_of(process)]
+        for pid in with_children:
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    code, output = finish([*arguments, "--run-dir", run_dir], processes)
+    assert code == 0, output
+    assert story(run_dir) == make_whole(tmp_path, arguments, processes)
+
+
+def test_a_run_killed_again_and_again_equals_one_that_was_not(settings, tmp_path):
+    kill_and_continue(tmp_path, [HF, *settings, *LM.split()], 1, kills=3, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("method", [SGD, HF])
+def test_twenty_kills(settings, tmp_path, method, processes):
+    arguments = [method, *settings, "--checkpoint-steps", "7"]
+    arguments += LM.split() if method == HF else []
+    kill_and_continue(tmp_path, arguments, processes, kills=20, seed=processes)
+
+
+def test_a_worker_killed_three_times_is_started_again(settings, tmp_path):
+    arguments = [HF, *settings, *LM.split()]
+    run_dir = tmp_path / "run"
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "launch/local.py", "--processes", "2"),
+            *("--max-restarts", "3", "--", "train"),
+            *map(str, [*arguments, "--run-dir", run_dir]),
+        ],
+        cwd=ROOT,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for step in (30, 120, 250):
+        wait_for_step(run_dir, step)
+        os.kill(children_of(launcher)[step % 2], signal.SIGKILL)
+        time.sleep(2)
+    output = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 0, output
+    assert output.count("launch: starting again") == 3
+    assert story(run_dir) == make_whole(tmp_path, arguments, 2)
+
+
+LIKE = (
+    {"kernel": jnp.arange(5000.0).reshape(50, 100), "bias": jnp.ones(7, jnp.float32)},
+    {"damping": jnp.float32(2), "start": jnp.arange(900) * 1.5},
+)
+
+
+def shifted(step):
+    return tuple({k: v + step for k, v in tree.items()} for tree in LIKE)
+
+
+def damage(folder, rng):
+    """One random accident to a checkpoint; what happened."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+    file = rng.choice(files)
+    raw = bytearray(file.read_bytes())
+    match rng.choice(["zeros", "noise", "cut", "remove", "empty"]):
+        case "zeros":
+            at = rng.randrange(len(raw))
+            raw[at : at + 64] = bytes(len(raw[at : at + 64]))
+        case "noise":
+            at = rng.randrange(len(raw))
+            raw[at] ^= 1 << rng.randrange(8)
+        case "cut":
+            raw = raw[: rng.randrange(len(raw))]
+        case "remove":
+            file.unlink()
+            return f"removed {file}"
+        case "empty":
+            (folder.parent / "9").mkdir()
+            return "an empty step"
+    file.write_bytes(raw)
+    return f"changed {file}"
+
+
+def corruptions(tmp_path, capsys, count):
+    saved = Checkpoints(tmp_path / "saved" / "checkpoints", keep=2)
+    for step in (3, 7):
+        saved.save(step, *shifted(step), {"step": step, "metrics_bytes": 10 * step})
+    saved.close()
+    fallen_back = 0
+    for seed in range(count):
+        folder = tmp_path / str(seed) / "checkpoints"
+        shutil.copytree(tmp_path / "saved" / "checkpoints", folder)
+        what = damage(folder / "7", random.Random(seed))
+        checkpoints = Checkpoints(folder, keep=2)
+        position, carry = restore_newest(checkpoints, LIKE)
+        # Damage that reading does not touch may leave the newest sound.
+        assert position.step in (3, 7), what
+        assert position.metrics_bytes == 10 * position.step
+        for tree, expected in zip(carry, shifted(position.step), strict=True):
+            for name, array in expected.items():
+                np.testing.assert_array_equal(tree[name], array, err_msg=what)
+        said = capsys.readouterr().err
+        if position.step == 3:
+            fallen_back += 1
+            assert re.search(r"checkpoint 7 is unsound: .*: using step 3 instead", said)
+        elif "empty" in what:
+            assert re.search(r"checkpoint 9 is unsound: .*: using step 7 instead", said)
+        checkpoints.save(11, *shifted(11), {"step": 11, "metrics_bytes": 0})
+        checkpoints.close()
+        assert Checkpoints(folder, read_only=True).steps()[-1] == 11
+        shutil.rmtree(tmp_path / str(seed))
+    assert fallen_back > count / 5  # much that may break is never read
+
+
+def test_damage_is_noticed(tmp_path, capsys):
+    corruptions(tmp_path, capsys, count=15)
+
+
+@pytest.mark.slow
+def test_a_hundred_kinds_of_damage(tmp_path, capsys):
+    corruptions(tmp_path, capsys, count=100)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may mount a small disk")
+def test_a_full_disk_is_reported_and_harms_no_checkpoint(settings, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        # 64 KB of lines, and 0.6 MB for each checkpoint.
+        run = [SGD, *settings, "--model.hidden", "7000", "--keep", "9"]
+        code, output = finish([*run, "--run-dir", disk / "run"])
+        assert code == 2, output
+        assert "earlier ones are whole; make room" in output.splitlines()[-1]
+        shown = subprocess.run(
+            [sys.executable, "-m", "hfdist", "checkpoints", disk / "run"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=ENV,
+        ).stdout
+        assert " sound " in shown
+        subprocess.run(["mount", "-o", "remount,size=90m", disk], check=True)
+        assert finish([*run, "--run-dir", disk / "run"])[0] == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+NAN = """
+import numpy as np
+from hfdist import HessianFree
+from hfdist.config import Config
+from hfdist.data.idx import IDX, Examples
+
+class Spoiled(IDX):
+    def load(self, split):
+        examples = super().load(split)
+        inputs = examples.inputs.astype(np.float32)
+        if split == "train":
+            inputs[777] = np.nan
+        return Examples(inputs, examples.labels)
+
+config = Config(method=HessianFree(), data=Spoiled())
+"""
+
+
+def test_a_batch_that_is_not_a_number_is_passed_over(tmp_path):
+    (tmp_path / "config.py").write_text(NAN)
+    run_dir = tmp_path / "run"
+    code, output = finish([tmp_path / "config.py", "--run-dir", run_dir])
+    assert code == 0, output
+    lines = [x for x in story(run_dir)[0] if x["split"] == "train"]
+    rejected = [i for i, x in enumerate(lines) if not x["accepted"]]
+    assert len(rejected) == 7  # once an epoch
+    assert all(lines[i]["loss"] == "nan" for i in rejected)
+    assert all(lines[i + 1]["damping"] == 6 for i in rejected if i + 1 < len(lines))
+    assert sum(x["damping"] != 4 for x in lines) <= 7
+    losses = [x for x in train_losses(run_dir)[-938:] if x != "nan"]
+    assert 0.20 <= sum(losses) / len(losses) <= 0.25
+
+
+def test_a_new_run_starts_from_the_params_of_another(settings, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert finish([HF, *settings, "--run-dir", old])[0] == 0
+    code, output = finish([SGD, *settings, "--init-from", old, "--run-dir", new])
+    assert code == 0, output
+    assert train_losses(new)[0] < 0.5 * train_losses(old)[0]
