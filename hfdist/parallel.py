@@ -122,8 +122,8 @@ def make_mesh(devices: int) -> Mesh | None:
         present = jax.local_device_count()
     except (RuntimeError, AssertionError):
         raise UsageError(
-            f"JAX finds no device of the platforms {jax.config.jax_platforms}: set "
-            f"JAX_PLATFORMS to others, or install JAX's plugin for these"
+            f"JAX finds no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: "
+            f"unset it, or install JAX's plugin for these"
         ) from None
     if devices > present:
         raise UsageError(

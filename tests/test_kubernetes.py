@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import idx_files
-from launch.together import free_port, run_together
+from together import free_port, run_together
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {

@@ -7,7 +7,7 @@ import pytest
 import idx_files
 from hfdist.errors import UsageError
 from hfdist.place import Place, find_place
-from launch.together import run_together
+from together import run_together
 
 EXPLICIT = {
     "HFDIST_COORDINATOR": "host:8476",

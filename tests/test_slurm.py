@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import idx_files
-from launch.together import ROOT, clean_environment
+from together import ROOT, clean_environment
 
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 HF = "configs/paper/hf_gauss_newton.py"

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import idx_files
-from launch.together import ROOT, clean_environment
+from together import ROOT, clean_environment
 
 CONFIG = """
 import json, os, pathlib, runpy

@@ -1,12 +1,13 @@
 """Real processes that meet by what their environments say."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 NOT_A_USERS = ("JAX_ENABLE_X64", "XLA_FLAGS")  # settings of conftest.py
 
 
@@ -44,3 +45,16 @@ def run_together(environments, *arguments):
         for process in processes:
             process.kill()
     return [(p.returncode, out) for p, out in zip(processes, outputs, strict=True)]
+
+
+def children_of(process):
+    """The process ids of a process's children, in the order of their start."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def train_losses(run_dir):
+    """The loss of every step in a run's metrics."""
+    text = (run_dir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
