@@ -59,7 +59,7 @@ def test_truncated_iterates_are_the_textbooks(steps):
     assert relative_error(solution.residual, b_N - a_NN @ x_N) < 1e-10
 
 
-@pytest.mark.parametrize("first", [3, 8])
+@pytest.mark.parametrize("first", [5, 8, 12])
 def test_stops_at_the_relative_residual(first):
     # Early steps: near the N-th, rounding decides.
     a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
