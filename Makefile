@@ -29,7 +29,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The lock files hold every dependency with its hashes; `uv` comes from the index too.
 lock:

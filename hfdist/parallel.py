@@ -118,7 +118,13 @@ def make_mesh(devices: int) -> Mesh | None:
         # Once JAX runs, the devices are what they are.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)
-    present = jax.local_device_count()
+    try:
+        present = jax.local_device_count()
+    except (RuntimeError, AssertionError):
+        raise UsageError(
+            f"JAX finds no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: "
+            f"unset it, or install JAX's plugin for these"
+        ) from None
     if devices > present:
         raise UsageError(
             f"--devices {devices}, but this machine has {present} "

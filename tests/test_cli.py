@@ -7,17 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import idx_files
 from hfdist.__main__ import main
+from together import ROOT, clean_environment
 
-ROOT = Path(__file__).parent.parent
 HF = "configs/paper/hf_gauss_newton.py"
-# The settings of conftest.py are not a user's.
-ENV = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "XLA_FLAGS")}
+ENV = clean_environment()
 GZIP = "hfdist/data/mnist/t10k-labels-idx1-ubyte.gz"
 COMMAND = [sys.executable, "-m", "hfdist"]
 

@@ -14,16 +14,10 @@ from pathlib import Path
 import pytest
 
 import idx_files
+from together import ROOT, children_of, clean_environment, free_port, train_losses
 
-ROOT = Path(__file__).parent.parent
 HF = "configs/paper/hf_gauss_newton.py"
-# The settings of conftest.py are not a user's.
-ENV = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "XLA_FLAGS")}
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
+ENV = clean_environment()
 
 
 def start(process, arguments, port, processes=2, **env):
@@ -81,12 +75,6 @@ def local(*arguments, processes=2, **options):
         timeout=300,
         **options,
     )
-
-
-def train_losses(run_dir):
-    text = (run_dir / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [line["loss"] for line in lines if line["split"] == "train"]
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +238,6 @@ def start_local(arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def children_of(process):
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(pid) for pid in path.read_text().split()]
 
 
 def compare(tmp_path, config, settings, tolerance, layouts):
