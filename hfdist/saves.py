@@ -23,7 +23,7 @@ class Saves:
             return True
         return time.monotonic() - saved_at >= self._seconds
 
-    def save(self, step: int, carry: Any, record: Any) -> None:
+    def save(self, step: int, carry: tuple[Any, Any], record: Any) -> None:
         """Save the state (params, optimizer) after a step."""
         self._checkpoints.save(step, *carry, record)
         self._saved = step, time.monotonic()

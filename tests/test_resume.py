@@ -17,9 +17,10 @@ import pytest
 import idx_files
 from hfdist.checkpoint import Checkpoints
 from hfdist.resume import restore_newest
-from test_processes import ENV, HF, ROOT, children_of, train_losses
+from together import ROOT, children_of, clean_environment, train_losses
 
-SGD = "configs/paper/sgd.py"
+ENV = clean_environment()
+HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
 LM = "--method.damping-rule levenberg_marquardt --method.warm-start 0.9"
 COMMANDS = {1: ["-m", "hfdist"], 2: ["launch/local.py", "--processes", "2", "--"]}
 

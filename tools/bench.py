@@ -2,6 +2,7 @@
 
     python tools/bench.py step [--json]      # a step's cost against what it must cost
     python tools/bench.py scaling [--json]   # steps over several processes
+    python tools/bench.py checkpoint [--json]  # what saving costs
 
 Seconds vary from machine to machine and hour to hour; a ratio of two things timed in
 turn on the same machine does not. Medians over interleaved repeats.
@@ -34,6 +35,7 @@ from hfdist.parallel import collectives
 from hfdist.pytree import parameter_count
 from hfdist.train import train
 from measurement import Measurement, report, seconds_each
+from saving import checkpoint
 from scaling import scaling
 
 
@@ -197,7 +199,7 @@ def example(hidden: tuple[int, ...], outputs: int, batch: int):
     return hfdist.Problem(predict, hfdist.losses.softmax_cross_entropy), params, data
 
 
-BENCHMARKS = {"step": step, "scaling": scaling}
+BENCHMARKS = {"step": step, "scaling": scaling, "checkpoint": checkpoint}
 
 
 def main() -> int:
