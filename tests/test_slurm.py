@@ -147,7 +147,7 @@ def test_two_tasks_take_the_steps_of_one_process(slurm, tmp_path, shape):
     job = submit(
         slurm, tmp_path, *shape, SCRIPT, HF, *few, "--run-dir", tmp_path / "two"
     )
-    ended = wait_for_end(slurm, job, 60)
+    ended = wait_for_end(slurm, job, 180)
     output = (tmp_path / f"{job}.out").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), output
     assert processes(tmp_path / "two") == 2
@@ -170,7 +170,7 @@ def test_each_task_sees_a_gpu_of_its_own_and_time_to_start(slurm, small, tmp_pat
         *(SCRIPT, probe(tmp_path), *small, "--max-steps", "1"),
         *("--run-dir", tmp_path / "run"),
     )
-    ended = wait_for_end(slurm, job, 60)
+    ended = wait_for_end(slurm, job, 180)
     assert ended["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
     assert processes(tmp_path / "run") == 4
     tasks = [environment(tmp_path, process) for process in range(4)]
@@ -190,7 +190,7 @@ def test_a_cluster_without_gpus(small, tmp_path):
             *("--gpus-per-task=0", "--ntasks-per-node=2", SCRIPT, SGD, *small),
             *("--epochs", "1", "--run-dir", tmp_path / "run"),
         )
-        ended = wait_for_end(env, job, 60)
+        ended = wait_for_end(env, job, 180)
     finally:
         stop(tmp_path / "slurm")
     assert ended["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
@@ -238,7 +238,7 @@ def test_a_run_that_diverges_ends_with_3_and_says_so(slurm, small, tmp_path):
     newton = ("configs/paper/newton.py", "--model.hidden", "2", "--max-rejected", "3")
     run_dir = ("--run-dir", tmp_path / "run")
     job = submit(slurm, tmp_path, "--nodes=2", SCRIPT, *newton, *small, *run_dir)
-    ended = wait_for_end(slurm, job, 60)
+    ended = wait_for_end(slurm, job, 180)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "3:0")
     assert (tmp_path / f"{job}.out").read_text().count("hfdist: diverged") == 1
 
@@ -275,7 +275,7 @@ def test_a_requeued_job_continues_in_its_run_directory(slurm, small, tmp_path):
     assert call(slurm, "scontrol", "requeue", job).returncode == 0
     wait_until(lambda: facts(slurm, job)["Restarts"] == "1", 20)
     assert len(lines(run_dir)) < 25 * 13
-    ended = wait_for_end(slurm, job, 90)
+    ended = wait_for_end(slurm, job, 180)
     output = (tmp_path / f"{job}.out").read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output
     assert [x["step"] for x in lines(run_dir)] == list(range(1, 25 * 13 + 1))
