@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,11 +53,18 @@ def stop(folder):
     subprocess.run([script, "stop", folder], env=ENV, check=True, timeout=90)
 
 
+@pytest.fixture
+def folder():
+    """With a short name, as the daemons' sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:
+        yield Path(name)
+
+
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slurm")
-    yield start(folder)
-    stop(folder)
+def slurm():
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:
+        yield start(Path(name))
+        stop(Path(name))
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +189,8 @@ def test_each_task_sees_a_gpu_of_its_own_and_time_to_start(slurm, small, tmp_pat
     assert all(x["HFDIST_START_SECONDS"] == "300" for x in tasks)
 
 
-def test_a_cluster_without_gpus(small, tmp_path):
-    env = start(tmp_path / "slurm", "0")
+def test_a_cluster_without_gpus(small, tmp_path, folder):
+    env = start(folder, "0")
     try:
         job = submit(
             env,
@@ -192,7 +200,7 @@ def test_a_cluster_without_gpus(small, tmp_path):
         )
         ended = wait_for_end(env, job, 180)
     finally:
-        stop(tmp_path / "slurm")
+        stop(folder)
     assert ended["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
     assert processes(tmp_path / "run") == 2
 
