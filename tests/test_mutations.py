@@ -26,8 +26,8 @@ MUTATIONS = {
     "drop the 1/N": ("pytree.py", DIVIDE, "leaf", "curvature"),
     "drop the damping": (
         "methods/second_order.py",
-        "tree.add_scale(model.product(v), memory.damping, v)",
-        "model.product(v)",
+        "tree.add_scale(product(v), memory.damping, v)",
+        "product(v)",
         "methods",
     ),
     "transpose J for the wrong examples": (

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,11 +53,18 @@ def stop(folder):
     subprocess.run([script, "stop", folder], env=ENV, check=True, timeout=90)
 
 
+@pytest.fixture
+def folder():
+    """With a short name, as the daemons' sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:
+        yield Path(name)
+
+
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slurm")
-    yield start(folder)
-    stop(folder)
+def slurm():
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:
+        yield start(Path(name))
+        stop(Path(name))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +155,7 @@ def test_two_tasks_take_the_steps_of_one_process(slurm, tmp_path, shape):
     job = submit(
         slurm, tmp_path, *shape, SCRIPT, HF, *few, "--run-dir", tmp_path / "two"
     )
-    ended = wait_for_end(slurm, job, 60)
+    ended = wait_for_end(slurm, job, 180)
     output = (tmp_path / f"{job}.out").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), output
     assert processes(tmp_path / "two") == 2
@@ -170,7 +178,7 @@ def test_each_task_sees_a_gpu_of_its_own_and_time_to_start(slurm, small, tmp_pat
         *(SCRIPT, probe(tmp_path), *small, "--max-steps", "1"),
         *("--run-dir", tmp_path / "run"),
     )
-    ended = wait_for_end(slurm, job, 60)
+    ended = wait_for_end(slurm, job, 180)
     assert ended["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
     assert processes(tmp_path / "run") == 4
     tasks = [environment(tmp_path, process) for process in range(4)]
@@ -181,8 +189,8 @@ def test_each_task_sees_a_gpu_of_its_own_and_time_to_start(slurm, small, tmp_pat
     assert all(x["HFDIST_START_SECONDS"] == "300" for x in tasks)
 
 
-def test_a_cluster_without_gpus(small, tmp_path):
-    env = start(tmp_path / "slurm", "0")
+def test_a_cluster_without_gpus(small, tmp_path, folder):
+    env = start(folder, "0")
     try:
         job = submit(
             env,
@@ -190,9 +198,9 @@ def test_a_cluster_without_gpus(small, tmp_path):
             *("--gpus-per-task=0", "--ntasks-per-node=2", SCRIPT, SGD, *small),
             *("--epochs", "1", "--run-dir", tmp_path / "run"),
         )
-        ended = wait_for_end(env, job, 60)
+        ended = wait_for_end(env, job, 180)
     finally:
-        stop(tmp_path / "slurm")
+        stop(folder)
     assert ended["JobState"] == "COMPLETED", (tmp_path / f"{job}.out").read_text()
     assert processes(tmp_path / "run") == 2
 
@@ -238,7 +246,7 @@ def test_a_run_that_diverges_ends_with_3_and_says_so(slurm, small, tmp_path):
     newton = ("configs/paper/newton.py", "--model.hidden", "2", "--max-rejected", "3")
     run_dir = ("--run-dir", tmp_path / "run")
     job = submit(slurm, tmp_path, "--nodes=2", SCRIPT, *newton, *small, *run_dir)
-    ended = wait_for_end(slurm, job, 60)
+    ended = wait_for_end(slurm, job, 180)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "3:0")
     assert (tmp_path / f"{job}.out").read_text().count("hfdist: diverged") == 1
 
@@ -275,7 +283,7 @@ def test_a_requeued_job_continues_in_its_run_directory(slurm, small, tmp_path):
     assert call(slurm, "scontrol", "requeue", job).returncode == 0
     wait_until(lambda: facts(slurm, job)["Restarts"] == "1", 20)
     assert len(lines(run_dir)) < 25 * 13
-    ended = wait_for_end(slurm, job, 90)
+    ended = wait_for_end(slurm, job, 180)
     output = (tmp_path / f"{job}.out").read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output
     assert [x["step"] for x in lines(run_dir)] == list(range(1, 25 * 13 + 1))
