@@ -41,16 +41,31 @@ def test_non_finite_values_are_strings_in_valid_json(tmp_path):
     assert read["split"] == "train"
 
 
-def test_a_continued_run_drops_the_lines_after_its_step(tmp_path):
+def test_a_continued_run_drops_what_follows_its_position(tmp_path):
     sinks = metrics.Metrics(tmp_path)
-    sinks.append([line(k, math.nan) for k in (1, 2, 3, 4)])
+    sinks.append([line(k, math.nan) for k in (1, 2)])
+    position = sinks.sync()
+    sinks.append([line(k) for k in (3, 4)])
     sinks.close()
-    sinks = metrics.Metrics(tmp_path, step=2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "st')  # a kill tore the line
+    reader = metrics.Metrics(tmp_path, position, writes=False)
+    assert [x["step"] for x in reader.earlier] == [1, 2]
+    assert reader.sync() == 0
+    sinks = metrics.Metrics(tmp_path, position)
     assert [x["step"] for x in sinks.earlier] == [1, 2]
     sinks.append([line(3)])
     sinks.close()
     assert [x["step"] for x in metrics.read(tmp_path)] == [1, 2, 3]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_shortened_file_is_refused(tmp_path):
+    sinks = metrics.Metrics(tmp_path)
+    sinks.append([line(1)])
+    sinks.close()
+    with pytest.raises(ValueError, match=r"has only .* of the 1,000 bytes"):
+        metrics.Metrics(tmp_path, 1000)
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

@@ -69,10 +69,7 @@ def second_order(
         gradient = model.gradient if gradient is None else gradient
         product = model.product
         if whole_batch and mesh is not None:
-            local, examples = devices.vary(params), devices.gather(batch)
-            product = curvatures.quadratic(
-                problem, local, examples, curvature, collectives(None)
-            ).product
+            product = _whole_product(problem, params, batch, curvature, devices)
 
         def damped_product(v):
             return tree.add_scale(product(v), memory.damping, v)
@@ -116,6 +113,14 @@ def second_order(
         return step, State(Memory(next_damping, next_start), info)
 
     return transformation(init, step, mesh)
+
+
+def _whole_product(problem, params, batch, curvature, devices):
+    """v -> C v over the batch of all devices, computed on this one."""
+    local, examples = devices.vary(params), devices.gather(batch)
+    return curvatures.quadratic(
+        problem, local, examples, curvature, collectives(None)
+    ).product
 
 
 def _predicted_decrease(b, step, solution, memory, learning_rate):
