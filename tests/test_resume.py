@@ -83,7 +83,9 @@ def make_whole(tmp_path, arguments, processes):
     return story(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_run_continues_as_if_nothing_had_been(
     settings, tmp_path, number
 ):
@@ -132,7 +134,7 @@ def kill_and_continue(tmp_path, arguments, processes, kills, seed):
 
 
 def test_a_run_killed_again_and_again_equals_one_that_was_not(settings, tmp_path):
-    kill_and_continue(tmp_path, [HF, *settings, *LM.split()], 1, kills=3, seed=0)
+    kill_and_continue(tmp_path, [HF, *settings, *LM.split()], 1, kills=2, seed=0)
 
 
 @pytest.mark.slow
@@ -144,6 +146,7 @@ def test_twenty_kills(settings, tmp_path, method, processes):
     kill_and_continue(tmp_path, arguments, processes, kills=20, seed=processes)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_three_times_is_started_again(settings, tmp_path):
     arguments = [HF, *settings, *LM.split()]
     run_dir = tmp_path / "run"
@@ -288,6 +291,7 @@ config = Config(method=HessianFree(), data=Spoiled())
 """
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_a_number_is_passed_over(tmp_path):
     (tmp_path / "config.py").write_text(NAN)
     run_dir = tmp_path / "run"
@@ -303,6 +307,7 @@ def test_a_batch_that_is_not_a_number_is_passed_over(tmp_path):
     assert 0.20 <= sum(losses) / len(losses) <= 0.25
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_the_params_of_another(settings, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     assert finish([HF, *settings, "--run-dir", old])[0] == 0
