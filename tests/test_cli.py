@@ -191,17 +191,6 @@ def test_without_a_run_dir_a_new_folder_is_made(small, tmp_path):
     assert re.fullmatch(r"hf_gauss_newton-\d{8}-\d{6}", run_dir.name)
 
 
-def test_virtual_devices(small, tmp_path):
-    done = hfdist("train", HF, *small, "--devices", "4", "--method.cg.max-steps", "3")
-    assert done.returncode == 0, done.stderr
-    many = lines(tmp_path / "run")
-    small[-1] = tmp_path / "one"
-    assert hfdist("train", HF, *small, "--method.cg.max-steps", "3").returncode == 0
-    one = lines(tmp_path / "one")
-    for a, b in zip(many, one, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-
-
 # Config files that are none, by name.
 CONFIGS = {
     "syntax.py": "config = Config(",

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -133,42 +132,6 @@ def test_collectives_of_a_program_with_nested_calls_and_tuples():
         Collective("all-gather", 6 * 4, False),
         Collective("collective-permute", 3 * 4, False),
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("sgd", {("all-reduce", 8 * (N + 2), False)}),
-        (
-            "hf_gauss_newton",
-            {("all-reduce", 8 * (N + 2), False), ("all-reduce", 8 * N, True)},
-        ),
-        (
-            "hf_warm_lm",
-            {
-                ("all-reduce", 8 * (N + 2 + N), False),  # with CG's first residual
-                ("all-reduce", 8 * N, True),
-                ("all-reduce", 8 * 2, False),  # the new loss
-            },
-        ),
-        (
-            "newton",
-            {
-                ("all-reduce", 8 * (N + 2), False),
-                ("all-gather", 8 * 5 * 8, False),  # inputs
-                ("all-gather", 8 * 4, False),  # labels, and as many bytes of weights
-                ("all-gather", 40 * N * 8, False),  # 10 columns from each device
-            },
-        ),
-    ],
-)
-def test_collectives_of_compiled_methods(name, expected):
-    config = replace(SMALL, method=METHODS[name])
-    step, arguments = comms.one_update(config, EXAMPLES, hfdist.make_mesh(4))
-    text = jax.jit(step).lower(*arguments).compile().as_text()
-    assert set(comms.collectives_of(text)) == expected
-    step, arguments = comms.one_update(config, EXAMPLES)
-    assert not comms.collectives_of(jax.jit(step).lower(*arguments).compile().as_text())
 
 
 LINK = Link(bandwidth=1e9, latency=1e-5)

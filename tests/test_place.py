@@ -129,6 +129,7 @@ def test_variables_that_do_not_fit_together(env, message):
         find_place(env)
 
 
+@pytest.mark.slow
 def test_tasks_of_a_slurm_step_train_together(tmp_path):
     """Two real processes with the five variables alone, as another SLURM may set."""
     data = idx_files.make_folder(tmp_path / "data")

@@ -138,7 +138,7 @@ config = Config(method=SGD(), data=Faulty(dir=Path("DATA"), classes=3), batch_si
 """
 
 
-@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("where", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_exception_in_one_process_ends_all(data, tmp_path, where):
     text = FAULTY.replace("DATA", str(data)).replace("WHERE", str(where))
     (tmp_path / "config.py").write_text(text)
@@ -215,7 +215,9 @@ def test_the_launcher_returns_the_code_of_the_first_to_fail(long_run, tmp_path):
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_the_launcher_passes_signals_on(long_run, tmp_path, number):
     launcher = start_local(long_run)
     wait_for_lines(tmp_path / "run", 50)
@@ -286,6 +288,7 @@ def test_every_layout_of_damped_newton(tmp_path, dtype, tolerance):
     assert compare(tmp_path, "damped_newton", settings, tolerance, LAYOUTS[:2]) == 3
 
 
+@pytest.mark.slow
 def test_a_run_continues_on_another_number_of_processes(data, tmp_path):
     settings = f"--data.dir {data} --data.classes 3 --batch-size 16"
     arguments = ["train", HF, *settings.split(), "--run-dir", tmp_path / "run"]
