@@ -9,11 +9,13 @@ an unsound checkpoint out of the way.
 In a run of many processes all of them save and restore, in one shared folder.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,15 @@ class Unsound(Exception):
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest `keep`, and multiples of `keep_every`."""
+    """The checkpoints in a folder, which a save thins out.
+
+    The newest `keep` stay (all, for None), and the steps divisible by `keep_every`.
+    """
 
     def __init__(
         self,
         folder: Path,
-        keep: int = 1,
+        keep: int | None = None,
         keep_every: int | None = None,
         read_only: bool = False,
     ):
@@ -45,7 +50,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
+                max_to_keep=keep,
                 keep_period=keep_every,
                 cleanup_tmp_directories=not read_only,  # left by saves that were killed
                 read_only=read_only,
@@ -80,7 +85,7 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(optimizer),
             record=ocp.args.JsonSave(sealed),
         )
-        with self._explained():
+        with _explained(self.folder):
             if not self._manager.save(step, args=items):
                 raise OSError(f"a later step is there already: {self.steps()}")
 
@@ -139,29 +144,21 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the saves under way; raises UsageError if one failed."""
-        with self._explained():
+        with _explained(self.folder):
             self._manager.close()
 
-    def _explained(self):
-        return _Explained(self.folder)
 
-
-class _Explained:
-    """Turns what a failed save raises into one message with the remedy."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, Exception):
-            raise UsageError(
-                f"a checkpoint could not be saved in {self._folder} "
-                f"({_first_line(error)}): the earlier ones are whole; make room, and "
-                f"run the same command to continue from the newest"
-            ) from error
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what a failed save raises into one message with the remedy."""
+    try:
+        yield
+    except Exception as error:  # of Orbax, TensorStore or the operating system
+        raise UsageError(
+            f"a checkpoint could not be saved in {folder} ({_first_line(error)}): the "
+            f"earlier ones are whole; make room, and run the same command to continue "
+            f"from the newest"
+        ) from error
 
 
 def checksums(**items: Any) -> dict[str, str]:
