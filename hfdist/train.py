@@ -119,8 +119,8 @@ def _scans(programs, carry, spans, feed, recorder) -> Iterator[tuple[int, Carry]
 def _run(scans, carry, recorder, measure, saves, interrupt) -> tuple[Carry, bool]:
     """The state at the end, and whether a signal asked for it.
 
-    Between two scans all processes do the same: evaluate after an epoch, save when it
-    is time, and stop when one of them was asked to.
+    Between two scans all processes do the same: evaluate after an epoch and at the end,
+    save when it is time, and stop when one of them was asked to.
     """
     recorder.start()
     for step, carry in scans:
@@ -129,7 +129,7 @@ def _run(scans, carry, recorder, measure, saves, interrupt) -> tuple[Carry, bool
         if not (stop or due or at_epoch_end or recorder.diverged):
             continue
         recorder.catch_up()
-        if at_epoch_end:
+        if at_epoch_end or recorder.diverged:
             recorder.evaluation(measure(carry[0]))
         if recorder.diverged:
             break
