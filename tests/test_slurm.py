@@ -288,4 +288,22 @@ def test_a_requeued_job_continues_in_its_run_directory(slurm, small, tmp_path):
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output
     assert [x["step"] for x in lines(run_dir)] == list(range(1, 25 * 13 + 1))
     assert output.count("epoch 1 ") == 1
-    assert output.count("training loss, mean") == 1
+    assert "SIGTERM: saving, then leaving" in output
+    assert output.count("training loss, mean") == 2  # where it stopped, and at the end
+
+
+def test_a_job_saves_and_is_queued_again_before_its_time_limit(slurm, small, tmp_path):
+    """As USR1 tells it to; here it comes by hand."""
+    epochs = ("--epochs", "200", "--checkpoint-minutes", "1e6")
+    run_dir = tmp_path / "run"
+    options = (*epochs, "--run-dir", run_dir)
+    job = submit(slurm, tmp_path, "--ntasks-per-node=2", SCRIPT, SGD, *small, *options)
+    wait_until((run_dir / "metrics.jsonl").exists, 60)
+    wait_until(lambda: len(lines(run_dir)) > 30, 60)
+    call(slurm, "scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: facts(slurm, job)["Restarts"] == "1", 30)
+    ended = wait_for_end(slurm, job, 180)
+    output = (tmp_path / f"{job}.out").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output
+    assert [x["step"] for x in lines(run_dir)] == list(range(1, 200 * 13 + 1))
+    assert "stopped after step" in output
