@@ -146,6 +146,7 @@ def test_a_run_that_diverges_ends_with_3_and_says_so(small, tmp_path):
     assert len(lines(tmp_path / "run", "test")) == 1
 
 
+@pytest.mark.slow  # tests/test_resume.py has the quick ones
 def test_a_run_continues_where_it_stopped(small, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "run"
     warm = ("--method.warm-start", "0.9", "--method.damping-rule=levenberg_marquardt")

@@ -62,6 +62,7 @@ def test_the_run_directory_is_on_the_shared_volume():
     assert f"--run-dir={mounts['runs']}/hfdist" in CONTAINER["args"]
 
 
+@pytest.mark.slow
 def test_pods_train_together(tmp_path):
     """Two processes with the environment and the arguments of two pods."""
     data = idx_files.make_folder(tmp_path / "data")
