@@ -1,6 +1,7 @@
 """Where a run continues: its newest sound checkpoint, damaged ones being set aside."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,7 @@ def restore_newest(checkpoints: Checkpoints, carry: Any) -> tuple[Position, Any]
 
 def restore_params(run_dir: Path, params: PyTree, step: int | None = None):
     """(step, params) of a run's checkpoint, the newest sound one by default."""
-    checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
-    try:
+    with closing(Checkpoints(run_dir / "checkpoints", read_only=True)) as checkpoints:
         present = checkpoints.steps()
         if step is not None and step not in present:
             raise UsageError(
@@ -73,8 +73,6 @@ def restore_params(run_dir: Path, params: PyTree, step: int | None = None):
                 complaints.append(f"checkpoint {candidate} is unsound: {error}")
         found = "; ".join(complaints) or "there is none"
         raise UsageError(f"{checkpoints.folder} has no sound checkpoint: {found}")
-    finally:
-        checkpoints.close()
 
 
 def _report(complaints: list[str], used: str) -> None:
@@ -88,14 +86,13 @@ def survey(run_dir: Path) -> list[dict[str, Any]]:
     folder = run_dir / "checkpoints"
     if not folder.is_dir():
         raise UsageError(f"{run_dir} has no folder of checkpoints")
-    checkpoints = Checkpoints(folder, read_only=True)
     rows = []
-    for step in checkpoints.steps():
-        row = {"step": step, "bytes on disk": checkpoints.size(step)}
-        try:
-            row |= {"bytes of state": checkpoints.verify(step), "found": "sound"}
-        except Unsound as error:
-            row |= {"bytes of state": "", "found": f"unsound: {error}"}
-        rows.append(row)
-    checkpoints.close()
+    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        for step in checkpoints.steps():
+            row = {"step": step, "bytes on disk": checkpoints.size(step)}
+            try:
+                row |= {"bytes of state": checkpoints.verify(step), "found": "sound"}
+            except Unsound as error:
+                row |= {"bytes of state": "", "found": f"unsound: {error}"}
+            rows.append(row)
     return rows

@@ -143,13 +143,15 @@ COLLECTIVES = [
 
 
 def test_all_reduce_seconds():
-    assert comms.all_reduce_seconds(8e6, 1, LINK) == 0
+    assert comms.ring_seconds("all-reduce", 8e6, 1, LINK) == 0
     # 6 rounds of 2 MB
-    assert comms.all_reduce_seconds(8e6, 4, LINK) == pytest.approx(6 * (2e-3 + 1e-5))
+    assert comms.ring_seconds("all-reduce", 8e6, 4, LINK) == pytest.approx(
+        6 * (2e-3 + 1e-5)
+    )
     # Over many devices: twice the bytes over the link, and a latency every round.
-    many = comms.all_reduce_seconds(8e6, 10**6, LINK)
+    many = comms.ring_seconds("all-reduce", 8e6, 10**6, LINK)
     assert many == pytest.approx(2 * 8e-3 + 2e6 * 1e-5, rel=1e-4)
-    assert comms.all_reduce_seconds(8e6, 10**6, Link(math.inf, 0)) == 0
+    assert comms.ring_seconds("all-reduce", 8e6, 10**6, Link(math.inf, 0)) == 0
 
 
 def test_step_seconds():

@@ -61,19 +61,20 @@ def wait_for_lines(run_dir, count):
         time.sleep(0.1)
 
 
-def local(*arguments, processes=2, **options):
+def local_command(arguments, processes=2):
+    launcher = [sys.executable, "launch/local.py", "--processes", str(processes)]
+    return [*launcher, "--", *map(str, arguments)]
+
+
+def local(*arguments, processes=2):
     """launch/local.py, to its end."""
     return subprocess.run(
-        [
-            *(sys.executable, "launch/local.py", "--processes", str(processes)),
-            *("--", *map(str, arguments)),
-        ],
+        local_command(arguments, processes),
         cwd=ROOT,
         env=ENV,
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
 
 
@@ -230,10 +231,7 @@ def test_the_launcher_passes_signals_on(long_run, tmp_path, number):
 
 def start_local(arguments):
     return subprocess.Popen(
-        [
-            *(sys.executable, "launch/local.py", "--processes", "2"),
-            *("--", *map(str, arguments)),
-        ],
+        local_command(arguments),
         cwd=ROOT,
         env=ENV,
         stdout=subprocess.PIPE,

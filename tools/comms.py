@@ -91,13 +91,8 @@ def rounds(kind: str, devices: int) -> int:
 
 
 def ring_seconds(kind: str, nbytes: float, devices: int, link: Link) -> float:
-    """Seconds of the rounds of one collective, n/P bytes each."""
+    """Seconds of the rounds of one collective (Patarasuk & Yuan 2009)."""
     return rounds(kind, devices) * (nbytes / devices / link.bandwidth + link.latency)
-
-
-def all_reduce_seconds(nbytes: float, devices: int, link: Link) -> float:
-    """2 (P-1)/P · n / bandwidth + 2 (P-1) · latency (Patarasuk & Yuan 2009)."""
-    return ring_seconds("all-reduce", nbytes, devices, link)
 
 
 def step_seconds(
