@@ -34,7 +34,7 @@ test-all: lint
 # The lock files hold every dependency with its hashes; `uv` comes from the index too.
 lock:
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-	  --no-header --extra dev --extra tensorboard -o requirements.lock
+	  --no-header --extra dev --extra plots --extra tensorboard -o requirements.lock
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-	  --no-header --extra dev --extra tensorboard --extra cuda13 \
+	  --no-header --extra dev --extra plots --extra tensorboard --extra cuda13 \
 	  -o requirements-cuda13.lock
