@@ -9,7 +9,8 @@ The mathematics is single-device code over one device's share of the batch. It c
 On one device both are the identity. `data_parallel` wraps a whole optimiser update in
 one `shard_map`: params, state and every CG vector are replicated, the batch is split
 on its leading axis. An exact solve splits the columns of its matrix instead: `gather`
-gives every device the whole batch, `map` gives each its share of the columns.
+gives every device the whole batch, `map` gives each its share of the columns; `share`
+is the inverse of `gather`.
 
 The devices may belong to many processes; each process runs this same program.
 """
@@ -36,18 +37,20 @@ class Collectives(NamedTuple):
 
     vary: Callable[[Any], Any]  # replicated tree -> per-device tree
     reduce: Callable[[Any], Any]  # per-device sums -> their sum, replicated
-    gather: Callable[[Any], Any]  # per-device examples -> those of all devices
+    gather: Callable[[Any], Any]  # per-device examples -> those of all, replicated
+    share: Callable[[Any], Any]  # those of all devices -> this device's
     map: Callable[..., Any]  # lax.map(f, xs, batch_size=…), shared out and replicated
 
 
 def collectives(mesh: Mesh | None) -> Collectives:
     """The functions inside `data_parallel(…, mesh)`; without a mesh they do nothing."""
     if mesh is None:
-        return Collectives(_same, _same, _same, jax.lax.map)
+        return Collectives(_same, _same, _same, _same, jax.lax.map)
     return Collectives(
         vary=lambda tree: jax.lax.pcast(tree, AXIS, to="varying"),
         reduce=_all_reduce,
-        gather=lambda tree: jax.lax.all_gather(tree, AXIS, tiled=True),
+        gather=_gather,
+        share=_share,
         map=_shared_map,
     )
 
@@ -62,7 +65,17 @@ def _all_reduce(tree: Any) -> Any:
     Leaves of several dtypes are summed in the widest of them.
     """
     flat, unravel = ravel_pytree(tree)
-    return unravel(jax.lax.psum(flat, AXIS))
+    with jax.named_scope("all_reduce"):
+        return unravel(jax.lax.psum(flat, AXIS))
+
+
+def _gather(tree: Any) -> Any:
+    return jax.lax.all_gather(tree, AXIS, tiled=True, to="invarying")
+
+
+def _share(array: Any) -> Any:
+    size = len(array) // jax.lax.axis_size(AXIS)
+    return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(AXIS) * size, size)
 
 
 def _shared_map(f: Callable, xs: Any, *, batch_size: int) -> Any:
@@ -70,7 +83,7 @@ def _shared_map(f: Callable, xs: Any, *, batch_size: int) -> Any:
     mine = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
     # The last devices may have less to do; they repeat the last of all.
     results = jax.lax.map(f, xs[jnp.minimum(mine, len(xs) - 1)], batch_size=batch_size)
-    return jax.lax.all_gather(results, AXIS, tiled=True, to="invarying")[: len(xs)]
+    return _gather(results)[: len(xs)]
 
 
 def data_parallel(step: Callable, mesh: Mesh | None) -> Callable:

@@ -14,6 +14,7 @@ ROWS = [
     ["parallel", "place", "problem"],
     ["processes"],
     ["losses", "curvature", "solvers", "damping", "data", "models"],
+    ["reduction"],
     ["methods"],
     ["config", "metrics", "checkpoint", "progress", "interrupt"],
     ["run_directory", "resume", "saves"],
@@ -37,6 +38,7 @@ ONLY = {
     "place": {"errors"},
     "processes": {"errors", "place"},
     "problem": {"pytree"},
+    "reduction": {"parallel", "problem", "pytree"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

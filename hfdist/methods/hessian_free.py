@@ -7,6 +7,7 @@ from hfdist.damping import DampingRule
 from hfdist.errors import UsageError
 from hfdist.methods.method import Method, check_positive
 from hfdist.methods.second_order import second_order
+from hfdist.reduction import gram
 from hfdist.solvers.cg import CG
 
 
@@ -48,6 +49,7 @@ class HessianFree(Method):
             mesh,
             curvature=self.curvature,
             solve=self.cg.solve,
+            coordinates=gram,
             damping=self.damping,
             damping_rule=self.damping_rule,
             learning_rate=self.learning_rate,

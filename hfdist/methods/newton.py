@@ -1,13 +1,13 @@
 """Newton's method and damped Newton: the exact solve, for small networks."""
 
 from dataclasses import dataclass, field
-from functools import partial
 
 from hfdist.curvature import Curvature
 from hfdist.damping import DampingRule
 from hfdist.methods.method import Method, check_positive
 from hfdist.methods.second_order import second_order
 from hfdist.parallel import collectives
+from hfdist.reduction import orthonormal
 from hfdist.solvers.dense import Dense
 
 
@@ -30,20 +30,20 @@ class Newton(Method):
         check_positive("learning_rate", self.learning_rate)
 
     def build(self, problem, mesh=None):
-        optimizer = second_order(
+        def solve(product, b, x0, inner):
+            """By the matrix in orthonormal coordinates, where `inner` is the plain."""
+            del x0, inner
+            # Each device computes its share of the columns.
+            return self.dense.solve(product, b, collectives(mesh).map)
+
+        return second_order(
             problem,
             mesh,
             curvature=self.curvature,
-            # Each device computes its share of the columns.
-            solve=partial(self.dense.solve, map=collectives(mesh).map),
+            solve=solve,
+            coordinates=orthonormal,
             whole_batch=True,
             damping=self.damping,
             damping_rule=self.damping_rule,
             learning_rate=self.learning_rate,
         )
-
-        def init(params):
-            self.dense.check_memory(params)
-            return optimizer.init(params)
-
-        return optimizer._replace(init=init)

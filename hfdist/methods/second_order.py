@@ -3,18 +3,21 @@
     w ← w + α d,   (C + λI) d ≈ -∇f(w)
 
 curvature C × solver × damping rule for λ × learning rate α (paper, eq. 2 and
-Algorithm 2). The methods beside this file are points in that grid.
+Algorithm 2). The methods beside this file are points in that grid. The solve is in the
+coordinates of reduction.py that suit the solver, where the step lies in their range:
+if it starts from 0 and its gradient is the batch's own.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from optax import tree
 
-from hfdist import curvature as curvatures
+from hfdist.curvature import Curvature, mean_loss, quadratic
 from hfdist.damping import (
     DampingRule,
     constant,
@@ -24,7 +27,7 @@ from hfdist.damping import (
 from hfdist.methods.method import Info, State, initial_info, transformation
 from hfdist.parallel import collectives
 from hfdist.problem import Problem
-from hfdist.pytree import inner
+from hfdist.reduction import Coordinates, full
 from hfdist.solvers.solution import Solution
 
 
@@ -39,8 +42,9 @@ def second_order(
     problem: Problem,
     mesh: Mesh | None,
     *,
-    curvature: curvatures.Curvature,
+    curvature: Curvature,
     solve: Callable[..., Solution],
+    coordinates: Callable[..., Coordinates],
     damping: float,
     damping_rule: DampingRule,
     learning_rate: float,
@@ -48,6 +52,8 @@ def second_order(
     whole_batch: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation of one choice; warm_start is the decay of d as a start.
+
+    `solve(product, b, x0, inner)` works in the `coordinates`: gram or orthonormal.
 
     The solver's products are over each device's share of the batch, all-reduced, or,
     with whole_batch, over the whole batch on every device, and not reduced.
@@ -65,30 +71,39 @@ def second_order(
 
     def step(gradient, state, params, batch):
         memory = state.inner
-        model = curvatures.quadratic(problem, params, batch, curvature, devices)
-        gradient = model.gradient if gradient is None else gradient
+        in_range = gradient is None and memory.start is None
+        chosen = coordinates if in_range else full
+        space = chosen(problem, params, batch, devices)
+        with jax.named_scope("gradient"):
+            model = quadratic(space.problem, space.params, batch, curvature, devices)
         product = model.product
         if whole_batch and mesh is not None:
-            product = _whole_product(problem, params, batch, curvature, devices)
+            product = _whole_product(problem, params, batch, curvature, devices, chosen)
 
         def damped_product(v):
-            return tree.add_scale(product(v), memory.damping, v)
+            with jax.named_scope("product"):
+                c_v = space.back(product(space.into(v)))
+            return tree.add_scale(c_v, memory.damping, v)
 
-        b = tree.scale(-1, gradient)
-        start = () if memory.start is None else (memory.start,)
-        solution = solve(damped_product, b, *start)
+        def norm(v):
+            return jnp.sqrt(jnp.maximum(space.inner(v, v), 0))
+
+        b = space.back(tree.scale(-1, model.gradient if gradient is None else gradient))
+        with jax.named_scope("solve"):
+            solution = solve(damped_product, b, memory.start, space.inner)
         step = tree.scale(learning_rate, solution.x)
 
         tiny = jnp.finfo(model.value.dtype).tiny
-        step_norm, residual_norm = tree.norm(step), tree.norm(solution.residual)
+        step_norm, residual_norm = norm(step), norm(solution.residual)
         accepted = jnp.isfinite(model.value + step_norm + residual_norm)
         rho = jnp.full_like(model.value, jnp.nan)
         next_damping = constant(memory.damping, damping, accepted)
         if damping_rule == "levenberg_marquardt":
-            new_value = curvatures.mean_loss(
-                problem, optax.apply_updates(params, step), batch, devices
+            moved = optax.apply_updates(space.params, space.into(step))
+            new_value = mean_loss(space.problem, moved, batch, devices)
+            predicted = _predicted_decrease(
+                b, step, solution, memory.damping, learning_rate, space.inner
             )
-            predicted = _predicted_decrease(b, step, solution, memory, learning_rate)
             rho = reduction_ratio(model.value - new_value, predicted)
             rho = jnp.where(solution.indefinite, -jnp.inf, rho)
             accepted &= new_value <= model.value
@@ -99,7 +114,7 @@ def second_order(
             damping=memory.damping,
             rho=rho,
             cg_steps=solution.steps,
-            cg_residual=residual_norm / jnp.maximum(tree.norm(b), tiny),
+            cg_residual=residual_norm / jnp.maximum(norm(b), tiny),
             step_norm=step_norm,
             accepted=accepted,
             indefinite=solution.indefinite,
@@ -108,27 +123,25 @@ def second_order(
         next_start = None
         if memory.start is not None:
             next_start = tree.where(accepted, tree.scale(warm_start, solution.x), zeros)
-        step = tree.where(accepted, step, zeros)
+        step = tree.where(accepted, space.expand(step), zeros)
         info = tree.cast_like(info, state.info)
         return step, State(Memory(next_damping, next_start), info)
 
     return transformation(init, step, mesh)
 
 
-def _whole_product(problem, params, batch, curvature, devices):
+def _whole_product(problem, params, batch, curvature, devices, coordinates):
     """v -> C v over the batch of all devices, computed on this one."""
-    local, examples = devices.vary(params), devices.gather(batch)
-    return curvatures.quadratic(
-        problem, local, examples, curvature, collectives(None)
-    ).product
+    local, examples = devices.vary((params, devices.gather(batch)))
+    alone = collectives(None)
+    space = coordinates(problem, local, examples, alone)
+    return quadratic(space.problem, space.params, examples, curvature, alone).product
 
 
-def _predicted_decrease(b, step, solution, memory, learning_rate):
+def _predicted_decrease(b, step, solution, damping, learning_rate, inner):
     """-(⟨g, s⟩ + ½ ⟨s, C s⟩) at the step s = α d, with λ left out (Martens 2010).
 
     C d needs no further product: C d = (b - residual) - λ d.
     """
-    c_d = tree.sub(
-        tree.sub(b, solution.residual), tree.scale(memory.damping, solution.x)
-    )
-    return inner(b, step) - learning_rate / 2 * inner(step, c_d)
+    c_d = tree.sub(tree.sub(b, solution.residual), tree.scale(damping, solution.x))
+    return inner(step, b) - learning_rate / 2 * inner(step, c_d)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from optax import tree
 
 from hfdist.errors import UsageError
@@ -43,8 +44,12 @@ class CG:
         product: Callable[[PyTree], PyTree],
         b: PyTree,
         x0: PyTree | None = None,
+        inner: Callable[[PyTree, PyTree], Array] = inner,
     ) -> Solution:
-        """x with A x ≈ b, started from x0 (at the price of one product) or from 0."""
+        """x with A x ≈ b, started from x0 (at the price of one product) or from 0.
+
+        A is self-adjoint in `inner`, in which all lengths are measured.
+        """
         if x0 is None:
             x, r = tree.zeros_like(b), b
         else:

@@ -30,15 +30,15 @@ class Dense:
         if self.block < 1:
             raise UsageError(f"dense.block is {self.block}: use at least 1")
 
-    def check_memory(self, params: PyTree) -> None:
-        """Raise UsageError, before anything is compiled, where A cannot fit."""
-        n = parameter_count(params)
-        itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    def check_memory(self, b: PyTree) -> None:
+        """Raise UsageError where the matrix for a right-hand side b cannot fit."""
+        n = parameter_count(b)
+        itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(b))
         needed = 3 * n * n * itemsize
         available = device_memory()
         if needed > available:
             raise UsageError(
-                f"a dense solve in {n:,} parameters needs about {needed / 1e9:,.1f} GB "
+                f"a dense solve in {n:,} unknowns needs about {needed / 1e9:,.1f} GB "
                 f"(three {n:,} x {n:,} matrices) and this device has "
                 f"{available / 1e9:,.1f} GB: use hfdist.HessianFree, which needs only "
                 f"products, or a smaller network"
@@ -50,7 +50,11 @@ class Dense:
         b: PyTree,
         map: Callable[..., Array] = jax.lax.map,
     ) -> Solution:
-        """x with A x = b, A materialised from its products by a `lax.map`."""
+        """x with A x = b, A materialised from its products by a `lax.map`.
+
+        Raises UsageError, before anything is compiled, where A cannot fit.
+        """
+        self.check_memory(b)
         b_N, unravel = ravel_pytree(b)
         a_NN = materialise(product, b, self.block, map)
         factor_NN = jnp.linalg.cholesky(a_NN)

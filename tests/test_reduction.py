@@ -1,0 +1,209 @@
+"""Steps in the span of the inputs against the same steps in all the params."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hfdist
+from cases import LM, LOSSES, loop, relative_error
+from hfdist import CG, HessianFree, Newton
+from hfdist.curvature import quadratic
+from hfdist.models.mlp import MLP
+from hfdist.models.model import functional
+from hfdist.parallel import collectives
+from hfdist.reduction import gram, orthonormal
+
+INPUTS, EXAMPLES, OUTPUTS = 14, 8, 3
+TIGHT = CG(max_steps=300, rtol=1e-12)
+METHODS = {
+    "newton": Newton(damping=3.0),
+    "newton_gauss_newton": Newton(damping=0.1, curvature="gauss_newton"),
+    "newton_lm": Newton(damping=3.0, damping_rule=LM),
+    "hf": HessianFree(damping=0.5, cg=CG(max_steps=5)),
+    "hf_lm": HessianFree(damping=0.5, damping_rule=LM, cg=CG(max_steps=5)),
+    "hf_hessian": HessianFree(damping=3.0, curvature="hessian", cg=CG(max_steps=5)),
+    "hf_tight": HessianFree(damping=0.5, cg=TIGHT),
+}
+
+
+def problem_of(hidden, loss="softmax_cross_entropy", activation="tanh"):
+    model = MLP(hidden=hidden, activation=activation)
+    predict, params = functional(model.build(INPUTS, OUTPUTS, seed=0))
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+    return hfdist.Problem(predict, LOSSES[loss]), params
+
+
+def hidden(problem):
+    """The same problem with its first product out of sight."""
+    return problem._replace(predict=jax.jit(problem.predict))
+
+
+def batch_of(loss="softmax_cross_entropy", *, weighted=True, dtype=jnp.float64):
+    """Two equal rows, a row of zeros, a dead input, and a weight of 0."""
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(EXAMPLES, INPUTS))
+    inputs[1], inputs[2], inputs[:, 4] = inputs[0], 0, 0
+    batch = {"inputs": jnp.asarray(inputs, dtype)}
+    if loss == "softmax_cross_entropy":
+        batch["labels"] = jnp.asarray(rng.integers(0, OUTPUTS, EXAMPLES))
+    else:
+        batch["targets"] = jnp.asarray(rng.uniform(size=(EXAMPLES, OUTPUTS)), dtype)
+    if weighted:
+        weights_B = rng.uniform(0.2, 3, EXAMPLES)
+        weights_B[-1] = 0
+        batch["weights"] = jnp.asarray(weights_B, dtype)
+    return batch
+
+
+def reduces(problem, params, batch):
+    """Whether the problem has coordinates of its own."""
+    space = gram(problem, params, batch, collectives(None))
+    return space.problem is not problem
+
+
+def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
+    assert reduces(problem, params, batch)
+    assert not reduces(hidden(problem), params, batch)
+    after, infos = loop(method.build(problem, mesh), params, batch)
+    expected, expected_infos = loop(method.build(hidden(problem)), params, batch)
+    assert relative_error(after, expected) < tolerance
+    for info, other in zip(infos, expected_infos, strict=True):
+        assert info.cg_steps == other.cg_steps
+        assert bool(info.accepted) == bool(other.accepted)
+        assert bool(info.indefinite) == bool(other.indefinite)
+        for name in ("loss", "damping", "step_norm", "rho"):
+            expected_value = pytest.approx(
+                float(getattr(other, name)), rel=tolerance, nan_ok=True
+            )
+            assert float(getattr(info, name)) == expected_value
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_reduced_steps_are_the_unreduced_ones(name, devices):
+    problem, params = problem_of((6,))
+    mesh = hfdist.make_mesh(devices)
+    assert_same(METHODS[name], problem, params, batch_of(), mesh)
+
+
+@pytest.mark.parametrize("widths", [(), (5,), (6, 4, 5)])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["newton", "hf"])
+def test_any_depth_and_loss(name, loss, widths):
+    activation = "softplus" if len(widths) == 1 else "relu"
+    problem, params = problem_of(widths, loss, activation)
+    batch = batch_of(loss, weighted=loss == "squared_error")
+    assert_same(METHODS[name], problem, params, batch)
+
+
+@pytest.mark.parametrize("coordinates", [gram, orthonormal])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_coordinates_against_the_dense_matrix(coordinates, curvature):
+    """g, C d and ⟨d, d'⟩ of steps in the range, from numpy's full-size matrices."""
+    problem, params = problem_of((6,))
+    batch, alone = batch_of(), collectives(None)
+    model = quadratic(hidden(problem), params, batch, curvature, alone)
+    flat_N, unravel = ravel_pytree(params)
+    c_NN = np.asarray(
+        jax.vmap(lambda v: ravel_pytree(model.product(unravel(v)))[0])(
+            jnp.eye(flat_N.size)
+        )
+    )
+    space = coordinates(problem, params, batch, alone)
+    reduced = quadratic(space.problem, space.params, batch, curvature, alone)
+    s = space.back(reduced.gradient)
+    d_N = np.asarray(ravel_pytree(space.expand(s))[0])
+    assert d_N == pytest.approx(np.asarray(ravel_pytree(model.gradient)[0]), abs=1e-13)
+    assert float(space.inner(s, s)) == pytest.approx(d_N @ d_N, rel=1e-12)
+    c_s = space.back(reduced.product(space.into(s)))
+    c_d_N = np.asarray(ravel_pytree(space.expand(c_s))[0])
+    assert c_d_N == pytest.approx(c_NN @ d_N, abs=1e-13)
+
+
+def test_a_gradient_from_outside_and_a_warm_start_are_solved_in_all_params():
+    """They need not lie in the span of the inputs."""
+    problem, params = problem_of((6,))
+    batch = batch_of()
+    rng = np.random.default_rng(4)
+    outside = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), params)
+    for method in (METHODS["newton"], METHODS["hf_tight"]):
+        steps = [
+            o.update(outside, o.init(params), params, batch=batch)[0]
+            for o in (method.build(problem), method.build(hidden(problem)))
+        ]
+        assert relative_error(*steps) < 1e-9
+    warm = HessianFree(damping=0.5, warm_start=0.9, cg=CG(max_steps=5))
+    assert_same(warm, problem, params, batch)
+
+
+def test_undamped_newton_is_the_pseudo_inverse_in_the_span():
+    """On data of full rank, with no dead unit: the least-norm Newton step."""
+    problem, params = problem_of(())
+    rng = np.random.default_rng(5)
+    batch = {
+        "inputs": jnp.asarray(rng.normal(size=(EXAMPLES, INPUTS))),
+        "targets": jnp.asarray(rng.normal(size=(EXAMPLES, OUTPUTS))),
+    }
+    problem = problem._replace(loss=LOSSES["squared_error"])
+    method = Newton(damping=0.0, learning_rate=1.0, curvature="gauss_newton")
+    # The bias makes 9 unknowns of 8 examples for each output: leave it out.
+    predict = lambda p, b: b["inputs"] @ p["w"]  # noqa: E731
+    weights = {"w": params["layers"][0]["kernel"]}
+    optimizer = method.build(problem._replace(predict=predict))
+    updates, _ = optimizer.update(None, optimizer.init(weights), weights, batch=batch)
+    x_BD, t_BC = np.asarray(batch["inputs"]), np.asarray(batch["targets"])
+    residual_BC = x_BD @ np.asarray(weights["w"]) - t_BC
+    assert np.asarray(updates["w"]) == pytest.approx(
+        -np.linalg.pinv(x_BD) @ residual_BC, abs=1e-9
+    )
+
+
+def skip_connection(params, batch):
+    x = batch["inputs"]
+    return jnp.tanh(x @ params["a"]) @ params["b"] + x @ params["c"]
+
+
+def scaled_inputs(params, batch):
+    return (batch["inputs"] - 0.5) @ params["c"]
+
+
+def tied_kernel(params, batch):
+    z = batch["inputs"] @ params["a"]
+    return jnp.tanh(z) @ params["b"] + jnp.sum(params["a"])
+
+
+@pytest.mark.parametrize("predict", [skip_connection, scaled_inputs, tied_kernel])
+def test_networks_that_do_not_begin_with_one_product_are_left_alone(predict):
+    shapes = {"a": (INPUTS, 4), "b": (4, OUTPUTS), "c": (INPUTS, OUTPUTS)}
+    params = {
+        name: jnp.asarray(np.random.default_rng(6).normal(size=shape)) / 4
+        for name, shape in shapes.items()
+    }
+    problem = hfdist.Problem(predict, LOSSES["softmax_cross_entropy"])
+    assert not reduces(problem, params, batch_of())
+    _, infos = loop(METHODS["hf"].build(problem), params, batch_of())
+    assert infos[-1].loss < infos[0].loss
+
+
+def test_a_batch_as_large_as_the_inputs_is_left_alone():
+    problem, params = problem_of((6,))
+    batch = {k: jnp.concatenate([v, v]) for k, v in batch_of().items()}
+    assert not reduces(problem, params, batch)
+
+
+def test_float32_stays_float32_and_agrees():
+    problem, params = problem_of((6,))
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    batch = batch_of(dtype=jnp.float32)
+    for name in ("newton", "hf", "hf_lm"):
+        with jax.numpy_dtype_promotion("strict"):
+            optimizer = METHODS[name].build(problem)
+            updates, _ = optimizer.update(
+                None, optimizer.init(params), params, batch=batch
+            )
+        plain = METHODS[name].build(hidden(problem))
+        expected, _ = plain.update(None, plain.init(params), params, batch=batch)
+        assert {a.dtype for a in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+        assert relative_error(updates, expected) < 1e-4
