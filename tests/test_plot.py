@@ -1,0 +1,200 @@
+"""The plotting tool: what it reads off runs, counts and draws."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import figures
+import hfdist
+import idx_files
+import plot
+import runs
+from hfdist import metrics
+from hfdist.config import Config, to_json
+from hfdist.data.idx import IDX
+from hfdist.models.mlp import MLP
+
+HF = hfdist.HessianFree()
+
+
+def make_run(folder, method, losses, cg_steps=3, rho=math.nan, **settings):
+    """A run directory as the trainer writes it, an evaluation at its end."""
+    folder.mkdir(parents=True)
+    config = Config(method=method, **settings)
+    (folder / "config.json").write_text(json.dumps({"config": to_json(config)}))
+    first_order = isinstance(method, hfdist.SGD)
+    lines = []
+    for step, loss in enumerate(losses, 1):
+        line = {"split": "train", "step": step, "epoch": 1, "loss": loss}
+        line |= {"seconds": 0.1 * step, "damping": 0.0 if first_order else 4.0}
+        line |= {"rho": rho, "cg_steps": 0 if first_order else cg_steps}
+        line |= {"step_norm": 0.5, "accepted": math.isfinite(loss)}
+        lines.append(line)
+    if lines:
+        last = {"step": len(losses), "epoch": 1, "seconds": 0.1 * len(losses)}
+        lines.append({"split": "test", "loss": losses[-1], "accuracy": 0.5, **last})
+    text = "".join(metrics.encode(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+def run_plot(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["plot", *map(str, arguments)])
+    return plot.main()
+
+
+def drawn(*folders):
+    """Each panel's (y label, x label) and its curves, and the figure."""
+    named = {str(f): plot.with_cost(runs.read(f)) for f in folders}
+    figure = plot.draw(named)
+    panels = {(a.get_ylabel(), a.get_xlabel()): a.get_lines() for a in figure.axes}
+    return panels, figure
+
+
+@pytest.mark.parametrize(
+    ("method", "forward_passes"),
+    [
+        (hfdist.SGD(), 3),
+        (HF, 3 + 3 * 4),
+        (hfdist.HessianFree(curvature="hessian"), 3 + 3 * 6),
+        (hfdist.HessianFree(curvature="finite_difference"), 3 + 3 * 3),
+        (hfdist.HessianFree(warm_start=0.9), 3 + 4 * 4),
+        (hfdist.HessianFree(damping_rule="levenberg_marquardt"), 3 + 3 * 4 + 1),
+    ],
+)
+def test_cost_counts_forward_passes(tmp_path, method, forward_passes):
+    run = runs.read(make_run(tmp_path / "run", method, [1.0, 1.0]))
+    one, two = runs.gradient_equivalents(run)
+    assert one == pytest.approx(forward_passes / 3)
+    assert two == pytest.approx(2 * one)
+
+
+def test_an_exact_solve_costs_a_product_for_each_parameter(tmp_path):
+    data = IDX(dir=idx_files.make_folder(tmp_path / "data"), classes=3)
+    settings = {"data": data, "model": MLP(hidden=(4,))}
+    run = make_run(tmp_path / "run", hfdist.Newton(damping=1.0), [1.0], **settings)
+    parameters = 16 * 4 + 4 + 4 * 3 + 3
+    (cost,) = runs.gradient_equivalents(runs.read(run))
+    assert cost == pytest.approx(1 + 2 * parameters)
+
+
+def test_running_median_against_windows_written_out():
+    values = np.random.default_rng(0).normal(size=200)  # a window of 2 · 2 + 1
+    smooth = figures.running_median(values)
+    assert smooth[0] == values[0]
+    assert smooth[-1] == values[-1]
+    assert smooth[1] == sorted(values[:3])[1]
+    assert smooth[100] == sorted(values[98:103])[2]
+
+
+def test_curves_are_the_runs_numbers_and_no_panel_is_empty(tmp_path):
+    losses = [2.0, 1.0, 0.5]
+    panels, _ = drawn(
+        make_run(tmp_path / "sgd", hfdist.SGD(), losses),
+        make_run(tmp_path / "hf", HF, losses),
+    )
+    labels = [y for y, _ in panels]
+    assert labels.count("training loss") == labels.count("test accuracy") == 3
+    assert "reduction ratio ρ" not in labels
+    faint_sgd, bold_sgd, *_ = panels["training loss", "seconds of training"]
+    for curve in (faint_sgd, bold_sgd):
+        np.testing.assert_allclose(curve.get_xdata(), [0.1, 0.2, 0.3])
+        np.testing.assert_allclose(curve.get_ydata(), losses)
+    (_, costs) = panels["training loss", plot.AXES["cost"]][1::2]
+    np.testing.assert_allclose(costs.get_xdata(), [5, 10, 15])
+    assert len(panels["CG steps", "step"]) == 2  # faint and bold, of one run
+    assert len(panels["norm of the step", "step"]) == 4
+
+
+def test_first_order_runs_alone_have_no_curvature_panels(tmp_path):
+    panels, _ = drawn(make_run(tmp_path / "sgd", hfdist.SGD(), [1.0]))
+    assert {y for y, _ in panels} == {
+        "training loss",
+        "test accuracy",
+        "norm of the step",
+    }
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path):
+    losses = [1.0, math.nan, math.inf, 0.5]
+    panels, _ = drawn(make_run(tmp_path / "run", HF, losses, rho=-math.inf))
+    _, bold = panels["training loss", "step"]
+    np.testing.assert_array_equal(bold.get_xdata(), [1, 4])
+    np.testing.assert_array_equal(bold.get_ydata(), [1.0, 0.5])
+    assert "reduction ratio ρ" not in {y for y, _ in panels}
+
+
+def test_a_run_without_any_finite_loss_has_no_panel_for_it(tmp_path):
+    panels, _ = drawn(make_run(tmp_path / "run", HF, [math.nan, math.nan]))
+    assert "training loss" not in {y for y, _ in panels}
+    assert "CG steps" in {y for y, _ in panels}
+
+
+def test_a_diverged_run_and_a_single_step_are_drawn_and_named(
+    tmp_path, monkeypatch, capsys
+):
+    bad = make_run(tmp_path / "bad", HF, [2.0] + [math.nan] * 3, max_rejected=3)
+    single = make_run(tmp_path / "single", hfdist.SGD(), [2.25])
+    assert run_plot(monkeypatch, bad, single, "--json", "--out", tmp_path / "x/p") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [run["diverged"] for run in said["runs"]] == [True, False]
+    assert said["runs"][1]["training loss of the last epoch"] == 2.25
+    assert said["runs"][1]["cost in gradients"] == 1
+    png, svg = said["figures"]
+    assert Path(svg).read_text().rstrip().endswith("</svg>")
+    border = imread(png)[[0, -1]], imread(png)[:, [0, -1]]
+    assert all((edge == 1).all() for edge in border), "something is clipped"
+    _, figure = drawn(bad, single)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [f"{bad} (diverged)", str(single)]
+
+
+def test_a_table_for_people(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "one", HF, [2.0, 1.0])
+    assert run_plot(monkeypatch, run, "--out", tmp_path / "p") == 0
+    out = capsys.readouterr().out
+    assert "one" in out
+    assert "1.5" in out  # the mean loss
+    assert "p.png" in out
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    assert plot.names([tmp_path / "a/run", tmp_path / "b/run"]) == ["a/run", "b/run"]
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda folder: folder, "is not a run directory"),
+        (lambda folder: make_run(folder, HF, []), "holds no step yet"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, make, complaint
+):
+    folder = make(tmp_path / "run")
+    code = run_plot(monkeypatch, folder, "--out", tmp_path / "p")
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("plot: ")
+    assert complaint in error
+    assert error.count("\n") == 1
+
+
+def test_a_torn_line_is_named(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run", HF, [1.0])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "tr')
+    assert run_plot(monkeypatch, run) == 2
+    assert "to continue it" in capsys.readouterr().err
+
+
+def test_a_run_given_twice_is_refused(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run", HF, [1.0])
+    assert run_plot(monkeypatch, run, run) == 2
+    assert "given twice" in capsys.readouterr().err
