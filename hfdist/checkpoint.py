@@ -1,7 +1,7 @@
 """Checkpoints of a run: its whole state by step, stored by Orbax, verified here.
 
 A checkpoint is one Orbax composite: `params` and `optimizer` (arrays) and `record`
-(JSON: what else the next step depends on, and a checksum for every array). Orbax writes
+(JSON: what else the next step depends on, and a checksum for all of it). Orbax writes
 it in the background, under another name until it is whole. It does not notice damage,
 nor fall back to an older step: `restore` compares every checksum, and `set_aside` moves
 an unsound checkpoint out of the way.
@@ -10,7 +10,6 @@ In a run of many processes all of them save and restore, in one shared folder.
 """
 
 import contextlib
-import json
 import logging
 import shutil
 import time
@@ -46,7 +45,7 @@ class Checkpoints:
         keep_every: int | None = None,
         read_only: bool = False,
     ):
-        self.folder = folder
+        self.folder, self.read_only = folder, read_only
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -78,8 +77,8 @@ class Checkpoints:
         Raises UsageError if it cannot be written, also for the save before; the older
         checkpoints stay whole.
         """
-        record = {**record, "arrays": checksums(params=params, optimizer=optimizer)}
-        sealed = {"record": record, "checksum": _checksum(_canonical(record))}
+        seals = checksums(params=params, optimizer=optimizer, record=record)
+        sealed = {"record": record, "checksums": seals}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
@@ -107,25 +106,22 @@ class Checkpoints:
                 args=ocp.args.Composite(record=ocp.args.JsonRestore(), **arguments),
             )
             items = {name: restored[name] for name in like}
-            sealed = restored["record"]
-            if sealed["checksum"] != _checksum(_canonical(sealed["record"])):
-                raise ValueError("its record has been altered")
-            saved = sealed["record"]["arrays"]
+            record, saved = (restored["record"][k] for k in ("record", "checksums"))
+            for name, seen in checksums(**items, record=record).items():
+                if seen != saved[name]:
+                    raise ValueError(
+                        f"{name} is {seen}, but was saved as {saved[name]}"
+                    )
         except Exception as error:  # whatever damage makes Orbax raise
             raise Unsound(_first_line(error)) from error
-        for name, seen in checksums(**items).items():
-            if seen != saved.get(name):
-                raise Unsound(f"{name} is {seen}, but was saved as {saved.get(name)}")
-        return items, sealed["record"]
+        return items, record
 
     def verify(self, step: int) -> int:
         """Compare every checksum of a step; the bytes of its arrays. Raises Unsound."""
         try:
             saved = self._manager.item_metadata(step)
-            like = {
-                name: jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved[name])
-                for name in ("params", "optimizer")
-            }
+            trees = {name: saved[name] for name in ("params", "optimizer")}
+            like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), trees)
         except Exception as error:
             raise Unsound(_first_line(error)) from error
         items, _ = self.restore(step, **like)
@@ -162,28 +158,18 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def checksums(**items: Any) -> dict[str, str]:
-    """Type, shape and CRC-32 of every array, by its path."""
-    leaves, _ = jax.tree.flatten_with_path(items)
-    return {
+    """Type, shape and CRC-32 of every array or number, by its path."""
+    seals = {}
+    for path, leaf in jax.tree.leaves_with_path(items):
+        # Replicated: any device's copy is the whole.
+        whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+        array = np.asarray(whole)
         # A named tuple comes back as a dictionary where its class is not given.
-        jax.tree_util.keystr(path, simple=True, separator="."): _seal(leaf)
-        for path, leaf in leaves
-    }
-
-
-def _seal(leaf: Any) -> str:
-    # Replicated: any device's copy is the whole.
-    local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-    array = np.asarray(local)
-    return f"{array.dtype}{list(array.shape)} {_checksum(array.tobytes())}"
-
-
-def _checksum(data: bytes) -> str:
-    return f"{zlib.crc32(data):08x}"
-
-
-def _canonical(record: Any) -> bytes:
-    return json.dumps(record, sort_keys=True).encode()
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        seals[name] = (
+            f"{array.dtype}{list(array.shape)} {zlib.crc32(array.tobytes()):08x}"
+        )
+    return seals
 
 
 def _first_line(error: BaseException) -> str:

@@ -78,24 +78,10 @@ class Config:
     """Write the metrics to RUN_DIR/tensorboard too (needs hfdist[tensorboard])."""
 
     def __post_init__(self):
-        at_least_one = (
-            "epochs",
-            "batch_size",
-            "max_steps",
-            "max_rejected",
-            "devices",
-            "checkpoint_steps",
-            "keep",
-            "keep_every",
-            "steps_per_dispatch",
-            "evaluation_batch_size",
-        )
-        for name in at_least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}: use at least 1")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}: use 0 or more")
+        for name, value in vars(self).items():
+            least = 0 if name == "seed" else 1
+            if type(value) is int and value < least:
+                raise UsageError(f"{name} is {value}: use at least {least}")
 
     def build_problem(self, inputs: int) -> tuple[Problem, PyTree]:
         """The problem and the initial params, for examples of `inputs` features."""

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -46,8 +46,8 @@ def joined() -> Iterator[None]:
         _join(place)
     try:
         yield
-        if store := _store():
-            store.wait_at_barrier("hfdist/done", PATIENCE)
+        if _store():
+            wait_for_all()
             _done.set()
             jax.distributed.shutdown()
     except BaseException as error:
@@ -59,6 +59,11 @@ def joined() -> Iterator[None]:
 def is_first() -> bool:
     """Whether this process writes what the run writes once."""
     return global_state.process_id == 0
+
+
+def this_process() -> str:
+    """How messages name this process."""
+    return f"process {global_state.process_id} on {socket.gethostname()}"
 
 
 def from_first(value: Any) -> Any:
@@ -86,31 +91,10 @@ def any_says(yes: bool) -> bool:
     return yes
 
 
-def agree(settings: Mapping[str, Any]) -> None:
-    """Raise UsageError, in every process, unless all have the same settings."""
-    store = _store()
-    if store is None:
-        return
-    own = json.dumps([socket.gethostname(), dict(settings)])
-    store.key_value_set(f"hfdist/settings/{global_state.process_id}", own)
-    verdict = None
-    if is_first():
-        for process in range(1, global_state.num_processes):
-            key = f"hfdist/settings/{process}"
-            host, theirs = json.loads(store.blocking_key_value_get(key, PATIENCE))
-            differing = [
-                f"{name} is {theirs.get(name)} there, {settings.get(name)} here"
-                for name in sorted(settings.keys() | theirs.keys())
-                if theirs.get(name) != settings.get(name)
-            ]
-            if differing:
-                verdict = (
-                    f"process {process} on {host} was not started like process 0: "
-                    f"{'; '.join(differing)}"
-                )
-                break
-    if verdict := from_first(verdict):
-        raise UsageError(verdict)
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    if store := _store():
+        store.wait_at_barrier(f"hfdist/here/{next(_questions)}", PATIENCE)
 
 
 def _store() -> Any:

@@ -1,15 +1,14 @@
 """Where a run continues: its newest sound checkpoint, damaged ones being set aside."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from hfdist.checkpoint import Checkpoints, Unsound
 from hfdist.errors import UsageError
-from hfdist.processes import from_first, is_first
+from hfdist.processes import from_first, is_first, this_process, wait_for_all
 from hfdist.pytree import PyTree
 
 
@@ -25,60 +24,62 @@ def restore_newest(checkpoints: Checkpoints, carry: Any) -> tuple[Position, Any]
 
     The carry given has their structure, and is the start of a run that has none.
     """
-    complaints = []
-    for step in reversed(checkpoints.steps()):
-        try:
-            items, record = checkpoints.restore(
-                step, params=carry[0], optimizer=carry[1]
+    like = {"params": carry[0], "optimizer": carry[1]}
+    found = _newest_sound(checkpoints, checkpoints.steps(), **like)
+    if found is None:
+        return Position(), carry
+    items, record = found
+    return Position(**record), (items["params"], items["optimizer"])
+
+
+def restore_params(
+    run_dir: Path, params: PyTree, step: int | None = None
+) -> tuple[int, PyTree]:
+    """(step, params) of a run's checkpoint, the newest sound one by default."""
+    with closing(Checkpoints(run_dir / "checkpoints", read_only=True)) as checkpoints:
+        steps = checkpoints.steps()
+        wanted = steps if step is None else [step]
+        if not set(wanted) <= set(steps):
+            raise UsageError(
+                f"{checkpoints.folder} has no checkpoint of step {step}; its steps are "
+                f"{steps}"
             )
-            error = None
+        found = _newest_sound(checkpoints, wanted, params=params)
+        if found is None:
+            raise UsageError(f"{checkpoints.folder} has no sound checkpoint to use")
+        items, record = found
+        return record["step"], items["params"]
+
+
+def _newest_sound(checkpoints: Checkpoints, steps: Sequence[int], **like: Any):
+    """(items, record) of the last of the steps that is sound, if there is one.
+
+    All processes take the same: the first one's word counts. Unsound checkpoints are
+    named, and moved away where they may be.
+    """
+    complaints, found, used = [], None, "none"
+    for step in reversed(steps):
+        try:
+            found, error = checkpoints.restore(step, **like), None
         except Unsound as unsound:
-            items, record, error = {}, {}, str(unsound)
-        # All continue from the same step: the first process's word counts.
+            found, error = None, str(unsound)
         verdict = from_first(error)
         if verdict is None and error:
             raise UsageError(
-                f"process {jax.process_index()} reads checkpoint {step} otherwise than "
-                f"process 0 ({error}): check its disk"
+                f"{this_process()} reads checkpoint {step} otherwise than process 0 "
+                f"({error}): check its disk"
             )
         if verdict is None:
-            _report(complaints, f"step {step}")
-            position = Position(step, record["metrics_bytes"])
-            return position, (items["params"], items["optimizer"])
-        if is_first():
-            where = checkpoints.set_aside(step)
-            complaints.append(f"checkpoint {step} is unsound: {verdict} (now {where})")
-        from_first("moved")
+            used = f"step {step}"
+            break
+        complaints.append(f"checkpoint {step} is unsound: {verdict}")
+        if is_first() and not checkpoints.read_only:
+            complaints[-1] += f" (now {checkpoints.set_aside(step)})"
+        wait_for_all()
         checkpoints.reload()
-    _report(complaints, "the start")
-    return Position(), carry
-
-
-def restore_params(run_dir: Path, params: PyTree, step: int | None = None):
-    """(step, params) of a run's checkpoint, the newest sound one by default."""
-    with closing(Checkpoints(run_dir / "checkpoints", read_only=True)) as checkpoints:
-        present = checkpoints.steps()
-        if step is not None and step not in present:
-            raise UsageError(
-                f"{checkpoints.folder} has no checkpoint of step {step}; its steps are "
-                f"{present}"
-            )
-        complaints = []
-        for candidate in reversed(present) if step is None else [step]:
-            try:
-                items, _ = checkpoints.restore(candidate, params=params)
-                _report(complaints, f"step {candidate}")
-                return candidate, items["params"]
-            except Unsound as error:
-                complaints.append(f"checkpoint {candidate} is unsound: {error}")
-        found = "; ".join(complaints) or "there is none"
-        raise UsageError(f"{checkpoints.folder} has no sound checkpoint: {found}")
-
-
-def _report(complaints: list[str], used: str) -> None:
-    if is_first():
-        for complaint in complaints:
-            print(f"hfdist: {complaint}: using {used} instead", file=sys.stderr)
+    for complaint in complaints if is_first() else []:
+        print(f"hfdist: {complaint}: using {used} instead", file=sys.stderr)
+    return found
 
 
 def survey(run_dir: Path) -> list[dict[str, Any]]:

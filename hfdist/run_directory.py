@@ -11,7 +11,7 @@ import jax
 
 from hfdist.config import Config, from_json, to_json
 from hfdist.errors import UsageError
-from hfdist.processes import from_first, is_first
+from hfdist.processes import from_first, is_first, this_process, wait_for_all
 
 # Settings that a continued run may change: they do not alter the steps already made.
 MAY_CHANGE = {
@@ -41,7 +41,7 @@ def open_run(config: Config) -> Path:
     assert config.run_dir is not None
     if is_first():
         _write(config, config.run_dir)
-    from_first("written")
+    wait_for_all()
     return config.run_dir
 
 
@@ -60,10 +60,22 @@ def _write(config: Config, run_dir: Path) -> None:
         ) from None
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """Every field of the config by its dotted name, and the packages' versions."""
+def agree(config: Config) -> None:
+    """Raise UsageError unless all processes have one config and the same packages.
+
+    A process that differs from the first one ends all of them.
+    """
     versions = {f"version of {name}": version(name) for name in PACKAGES}
-    return _flat(to_json(config)) | versions
+    own = _flat(to_json(config)) | versions
+    differing = [
+        f"{name} is {there} there, {here} here"
+        for name, here, there in _differences(from_first(own), own)
+    ]
+    if differing:
+        raise UsageError(
+            f"{this_process()} was not started like process 0: {'; '.join(differing)}"
+        )
+    wait_for_all()
 
 
 def default_run_dir(config_path: Path) -> Path:
@@ -85,17 +97,22 @@ def read_config(run_dir: Path) -> Config:
 
 
 def _check_same(old: Config, new: Config) -> None:
-    old_fields, new_fields = _flat(to_json(old)), _flat(to_json(new))
     differing = [
-        f"{name} was {old_fields.get(name)}, now {new_fields.get(name)}"
-        for name in sorted(old_fields.keys() | new_fields.keys())
-        if old_fields.get(name) != new_fields.get(name) and name not in MAY_CHANGE
+        f"{name} was {before}, now {now}"
+        for name, before, now in _differences(_flat(to_json(old)), _flat(to_json(new)))
+        if name not in MAY_CHANGE
     ]
     if differing:
         raise UsageError(
             f"{new.run_dir} holds a run of another config ({'; '.join(differing)}): "
             f"give these their old values to continue it, or another --run-dir"
         )
+
+
+def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
+    """(name, old value, new value) wherever the two are not the same."""
+    pairs = [(name, old.get(name), new.get(name)) for name in sorted(old | new)]
+    return [(name, before, now) for name, before, now in pairs if before != now]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

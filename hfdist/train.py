@@ -25,11 +25,11 @@ from hfdist.interrupt import Interrupt
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.processes import agree, any_says, from_first
+from hfdist.processes import any_says, from_first
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder
 from hfdist.resume import restore_newest, restore_params
-from hfdist.run_directory import open_run, settings
+from hfdist.run_directory import agree, open_run
 from hfdist.saves import Saves
 
 Carry = tuple[PyTree, State]
@@ -57,7 +57,7 @@ def train(config: Config) -> Result:
     SIGTERM and Ctrl-C make it save and return. Raises UsageError for a caller's
     mistake, before anything is compiled, and for a disk that takes no more.
     """
-    agree(settings(config))
+    agree(config)
     with jax.enable_x64(config.dtype == "float64"), Interrupt() as interrupt:
         return _train(config, make_mesh(config.devices), interrupt)
 

@@ -54,27 +54,13 @@ class GlobalBatches:
         }
 
 
-@dataclass(frozen=True)
-class _Chunks(grain.sources.RandomAccessDataSource):
-    batches: GlobalBatches
-    spans: Sequence[tuple[int, int]]
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def __getitem__(self, index) -> dict[str, np.ndarray]:
-        return self.batches.chunk(*self.spans[index])
-
-
 def chunks(
     batches: GlobalBatches, spans: Sequence[tuple[int, int]]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The chunks of the given (first batch, count), in order."""
-    dataset = grain.MapDataset.source(_Chunks(batches, spans)).to_iter_dataset(
-        # No threads of Grain's own: the host gathers while the devices compute.
-        grain.ReadOptions(num_threads=0)
-    )
-    return iter(dataset)
+    dataset = grain.MapDataset.source(spans).map(lambda span: batches.chunk(*span))
+    # No threads of Grain's own: the host gathers while the devices compute.
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)))
 
 
 @lru_cache(maxsize=2)
