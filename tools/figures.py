@@ -49,13 +49,14 @@ def figure(width: float, height: float) -> Figure:
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """Medians over centred windows of 2 % of the values, narrower towards both ends."""
-    last = len(values) - 1
+    """Medians over centred windows of 2 % of the values.
+
+    Windows are narrower near the start, not to hide a steep descent, and end with the
+    last value.
+    """
     half = round(SMOOTHED * len(values)) // 2
-    halves = [min(half, i, last - i) for i in range(len(values))]
-    return np.array(
-        [np.median(values[i - h : i + h + 1]) for i, h in enumerate(halves)]
-    )
+    reach = [min(half, i) for i in range(len(values))]
+    return np.array([np.median(values[i - r : i + r + 1]) for i, r in enumerate(reach)])
 
 
 def trace(axes: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any]) -> None:

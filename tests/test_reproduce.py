@@ -1,0 +1,279 @@
+"""The reproduction of the paper: run for real, its outputs against its metrics."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import idx_files
+import paper
+import reproduce
+import runs
+from together import ROOT, clean_environment
+
+METHODS = ["sgd", "newton", "damped_newton", "hf_newton", "hf_gauss_newton"]
+VOID = {"meta", "img", "br", "hr", "link"}
+
+
+def command(out, *arguments):
+    """(exit code, stdout, stderr) of the tool, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        argv = ["reproduce", "--out", str(out), *map(str, arguments)]
+        patch.setattr(sys, "argv", argv)
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            code = reproduce.main()
+    return code, stdout.getvalue(), stderr.getvalue()
+
+
+def lines_of(run_dir, split):
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [x for x in map(json.loads, text.splitlines()) if x["split"] == split]
+
+
+def contents(out):
+    """Bytes and time of every file of every run."""
+    files = [path for path in (out / "runs").rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+class Checker(HTMLParser):
+    """Sees that tags close in order and that nothing is fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.cells = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        assert tag != "script"
+        for name, value in attrs:
+            if name in ("src", "href"):
+                assert value.startswith("data:image/png;base64,")
+                self.images.append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """(stdout, folder, arguments) of --quick with two seeds on small data."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    data = idx_files.make_folder(folder / "data", train=640)
+    arguments = ["--quick", "--seeds", 2, "--data.dir", data, "--data.classes", 3]
+    code, stdout, stderr = command(folder / "out", *arguments, "--json")
+    assert code == 0, stderr
+    return stdout, folder / "out", arguments
+
+
+def test_every_method_is_compared_by_numbers_of_its_metrics(quick):
+    stdout, out, _ = quick
+    results = json.loads(stdout)
+    assert results == json.loads((out / "results.json").read_text())
+    assert results["quick"] is True
+    assert results["seeds"] == [0, 1]
+    assert [method["config"] for method in results["methods"]] == METHODS
+    for method in results["methods"]:
+        folders = [out / "runs" / f"{method['config']}-seed{k}" for k in (0, 1)]
+        trained = [lines_of(folder, "train") for folder in folders]
+        tested = [lines_of(folder, "test") for folder in folders]
+        epochs = [lines[-1]["epoch"] for lines in trained]
+        losses = [
+            np.mean([line["loss"] for line in lines if line["epoch"] == epoch])
+            for lines, epoch in zip(trained, epochs, strict=True)
+        ]
+        ends = [lines[-1]["accuracy"] for lines in tested]
+        means = [np.mean([x["accuracy"] for x in lines]) for lines in tested]
+        seconds = [lines[-1]["seconds"] for lines in trained]
+        for name, values in {
+            "train_loss": losses,
+            "test_accuracy": ends,
+            "mean_test_accuracy": means,
+            "seconds": seconds,
+            "total_seconds": [
+                s * 70 / len(t) for s, t in zip(seconds, trained, strict=True)
+            ],
+        }.items():
+            found = [method[name][key] for key in ("mean", "low", "high")]
+            truth = [np.mean(values), min(values), max(values)]
+            np.testing.assert_allclose(found, truth, rtol=1e-12, err_msg=name)
+        loss = method["train_loss"]
+        assert loss["difference"] == pytest.approx(np.mean(losses) - loss["paper"])
+
+
+def test_the_reports_have_every_method_and_say_that_they_are_quick(quick):
+    _, out, _ = quick
+    markdown = (out / "report.md").read_text()
+    for published in paper.PAPER.values():
+        assert markdown.count(f"| {published.name}") >= 3, published
+        assert f"{published.seconds:,.0f} |" in markdown
+        assert f"| {published.train_loss:.4f} |" in markdown
+        assert f"| {published.test_accuracy:.4f} |" in markdown
+    assert "> **Quick run" in markdown
+    assert "Where ours differs and why" in markdown
+    results = json.loads((out / "results.json").read_text())
+    mean = results["methods"][0]["test_accuracy"]["mean"]
+    assert f"| {mean:.4f}" in markdown
+    assert all(words in markdown for words in results["differences"])
+
+
+def test_a_total_that_was_not_run_is_marked_as_extrapolated(quick):
+    _, out, _ = quick
+    results = json.loads((out / "results.json").read_text())
+    (table,) = [
+        part
+        for part in (out / "report.md").read_text().split("**Table ")
+        if part.startswith("1.")
+    ]
+    rows = dict(zip(METHODS, table.strip().splitlines()[4:9], strict=True))
+    for method in results["methods"]:
+        short = any(
+            row["steps"] < 70
+            for row in results["runs"]
+            if row["config"] == method["config"]
+        )
+        assert method["total_seconds"]["extrapolated"] is short
+        assert ("extrapolated" in rows[method["config"]]) is short
+    assert "extrapolated" in rows["damped_newton"]
+
+
+def test_the_html_is_one_file_that_fetches_nothing(quick):
+    _, out, _ = quick
+    text = (out / "report.html").read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    assert len(checker.images) == 4
+    assert {m.name for m in paper.PAPER.values()} <= {
+        cell.removesuffix(" (diverged)") for cell in checker.cells
+    }
+    for number in (2, 3, 4, 5):
+        for kind in ("png", "svg"):
+            assert (out / f"figures/figure{number}.{kind}").stat().st_size > 10_000
+
+
+def test_a_second_command_repeats_no_run(quick):
+    _, out, arguments = quick
+    before = contents(out)
+    code, stdout, stderr = command(out, *arguments)
+    assert code == 0, stderr
+    assert "HF Gauss-Newton" in stdout
+    assert stderr.count(": complete") == 10
+    assert contents(out) == before
+
+
+def test_a_run_that_lacks_its_end_is_not_complete(quick, tmp_path):
+    _, out, _ = quick
+    old = out / "runs" / "sgd-seed0"
+    config = runs.read(old).config
+    assert reproduce.complete(config)
+    new = tmp_path / "run"
+    new.mkdir()
+    (new / "config.json").write_text((old / "config.json").read_text())
+    text = (old / "metrics.jsonl").read_text()
+    moved = replace(config, run_dir=new)
+    for part in ("", text[: len(text) // 2], text[: text.rindex('{"split": "test"')]):
+        (new / "metrics.jsonl").write_text(part)
+        assert not reproduce.complete(moved)
+    (new / "metrics.jsonl").write_text(text)
+    assert reproduce.complete(moved)
+    with pytest.raises(ValueError, match="a longer run"):
+        reproduce.complete(replace(moved, max_steps=5))
+    longer = replace(moved, epochs=8, max_steps=None)
+    assert not reproduce.complete(longer)
+
+
+def row(config, seed, loss, accuracy, steps=100):
+    figures = {"config": config, "seed": seed, "steps": steps, "whole": 100}
+    figures |= {"seconds": 1.0, "total_seconds": 100 / steps, "train_loss": loss}
+    figures |= {"test_accuracy": accuracy, "mean_test_accuracy": accuracy}
+    return figures | {"diverged": steps < 100 and math.isnan(loss)}
+
+
+def test_verdicts_and_orders():
+    rows = [
+        *(row("sgd", k, 0.2121 + d, 0.9138) for k, d in ((0, 0.02), (1, 0.03))),
+        row("newton", 0, math.nan, 0.1, steps=10),
+        row("damped_newton", 0, 0.2837 - 0.031, 0.9003 + 0.019),
+        row("hf_newton", 0, 0.2614, 0.9099, steps=50),
+        row("hf_gauss_newton", 0, 0.2049, 0.9239 - 0.021),
+    ]
+    compared = paper.compare(rows, quick=False)
+    verdicts = {
+        m["config"]: (m["train_loss"]["within"], m["test_accuracy"]["within"])
+        for m in compared
+    }
+    assert verdicts == {
+        "sgd": (True, True),
+        "newton": (False, True),
+        "damped_newton": (False, True),
+        "hf_newton": (None, None),
+        "hf_gauss_newton": (True, False),
+    }
+    assert [m["total_seconds"]["extrapolated"] for m in compared] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    time, loss, accuracy = paper.orderings(compared)
+    assert time["ours"][-1] == "Newton"
+    assert loss["paper"][:2] == ["HF Gauss-Newton", "SGD"]
+    assert loss["ours"][:2] == ["HF Gauss-Newton", "SGD"]
+    assert loss["ours"][-1] == "Newton"
+    assert accuracy["ours"][:2] == ["damped Newton", "SGD"]
+    assert not accuracy["same"]
+    assert not any(m["comparable"] for m in paper.compare(rows, quick=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--seeds", "0"), "use at least 1"),
+        (("--seed", "3"), "use --seeds and --out"),
+        (("--run-dir", "x"), "use --seeds and --out"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, arguments, complaint):
+    code, _, error = command(tmp_path, "--quick", *arguments)
+    assert code == 2
+    assert error.startswith("reproduce: ")
+    assert complaint in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_quick_on_mnist_shows_newton_diverging(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tools/reproduce.py", "--quick", "--json", "--out", tmp_path],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    newton = results["methods"][1]
+    assert newton["diverged"] == 1
+    assert newton["steps"]["mean"] == 2
+    assert results["methods"][0]["whole"] == 6566
+    assert results["methods"][0]["test_accuracy"]["mean"] > 0.85
+    assert (tmp_path / "report.html").exists()

@@ -1,0 +1,245 @@
+"""Reproduce the paper: its five methods over seeds, its tables and figures, a report.
+
+    python tools/reproduce.py [--seeds 3] [--quick] [--out DIR] [--json]
+        [--SETTING VALUE of the configs, such as --devices 4 …]
+
+Trains configs/paper/*.py into DIR/runs/<config>-seed<k>, one after the other, and
+writes DIR/report.html, DIR/report.md, DIR/figures/ and DIR/results.json. The same
+command goes on where it was stopped, and repeats no run that is complete. Newton
+diverges, which is a result. --quick makes a few steps of each (see QUICK): it shows
+that everything works, and nothing about the paper.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hfdist import metrics
+from hfdist.config import Config, load
+from hfdist.errors import UsageError
+from hfdist.run_directory import read_config
+from hfdist.train import train
+from paper import PAPER, compare, figures_of, orderings
+from paper_figures import draw
+from paper_text import differences, tables
+from report import Block, Grid, Heading, Picture, Text, Warn, to_html, to_markdown
+from runs import Run, read, to_json
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "paper"
+DONE, USAGE, STOPPED = 0, 2, 75
+# What --quick cuts each method to; 67 steps are one dispatch, 938 an epoch.
+QUICK = {
+    "sgd": ("--max-steps", "469"),
+    "newton": ("--max-steps", "2", "--max-rejected", "2"),
+    "damped_newton": ("--max-steps", "3"),
+    "hf_newton": ("--max-steps", "201"),
+    "hf_gauss_newton": ("--max-steps", "201"),
+}
+TITLE = "Second-order Optimization Made Practical for Deep Learning, reproduced"
+QUICK_WARNING = (
+    "Quick run: a few steps of each method. It shows that everything works; its "
+    "figures are not the paper's and say nothing about them."
+)
+
+
+def planned(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Config]:
+    """The config of every run, methods in the paper's order, seeds within them."""
+    configs = []
+    for name in PAPER:
+        for seed in range(arguments.seeds):
+            run_dir = arguments.out / "runs" / f"{name}-seed{seed}"
+            own = ["--seed", str(seed), "--run-dir", str(run_dir)]
+            own += QUICK[name] if arguments.quick else ()
+            config = load(CONFIGS / f"{name}.py", [*own, *overrides])
+            if config.seed != seed or config.run_dir != run_dir:
+                raise UsageError(
+                    "--seed and --run-dir are not for this tool: use --seeds and --out"
+                )
+            configs.append(config)
+    return configs
+
+
+def complete(config: Config) -> bool:
+    """Whether the run of a config stands in its folder, evaluated at its end.
+
+    Raises UsageError for a run that went further than the config goes.
+    """
+    folder = config.run_dir
+    assert folder is not None
+    if not (folder / "config.json").exists():
+        return False
+    try:
+        lines = metrics.read(folder)
+    except (OSError, ValueError):  # not begun, or stopped while it wrote
+        return False
+    if not lines or lines[-1]["split"] != "test":
+        return False
+    last, found = lines[-1], read_config(folder)
+    most = config.max_steps or last["step"]
+    if last["step"] > most or last["epoch"] > config.epochs:
+        raise UsageError(
+            f"{folder} holds a longer run, of {last['step']:,} steps: use another --out"
+        )
+    if replace(found, run_dir=None) != replace(config, run_dir=None):
+        return False
+    ended = last["step"] == config.max_steps or last["epoch"] == config.epochs
+    return ended or read(folder).diverged
+
+
+def train_all(configs: Sequence[Config], log: Console) -> bool:
+    """Make the runs that are not complete yet; False if a signal stopped one."""
+    for i, config in enumerate(configs, 1):
+        assert config.run_dir is not None
+        head = f"[{i}/{len(configs)}] {config.run_dir.name}"
+        if complete(config):
+            log.print(f"{head}: complete")
+            continue
+        log.print(head)
+        with redirect_stdout(sys.stderr):  # our own output is the result
+            result = train(config)
+        if result.stopped:
+            return False
+    return True
+
+
+def results_of(configs: Sequence[Config], runs: Sequence[Run], quick: bool):
+    """(results.json's content, the runs by method)."""
+    examples = len(configs[0].data.load("train").labels)
+    rows, by_method, records = [], {name: [] for name in PAPER}, []
+    for config, run in zip(configs, runs, strict=True):
+        name = run.folder.name.rpartition("-seed")[0]
+        per_epoch = -(-examples // config.batch_size)
+        rows.append(figures_of(name, run, per_epoch * config.epochs))
+        by_method[name].append(run)
+        records.append(json.loads((run.folder / "config.json").read_text()))
+    compared = compare(rows, quick)
+    results = {
+        "quick": quick,
+        "seeds": sorted({row["seed"] for row in rows}),
+        "machine": machine(records[0]["device"]),
+        "device": records[0]["device"],
+        "versions": {**records[0]["versions"], "python": platform.python_version()},
+        "commits": sorted({str(record["git_commit"]) for record in records}),
+        "methods": compared,
+        "orderings": orderings(compared),
+        "differences": differences(compared, rows),
+        "runs": rows,
+    }
+    return results, by_method
+
+
+def machine(device: dict[str, str]) -> str:
+    """The accelerator's name, or the processor's with its number of cores in use."""
+    if device["platform"] != "cpu":
+        return device["kind"]
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        fields = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        name = next(
+            (v.strip() for k, _, v in fields if k.strip() == "model name"), name
+        )
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def write(results: dict[str, Any], by_method: dict[str, Any], out: Path) -> list[Grid]:
+    """Writes everything but the runs; the tables."""
+    steps = results["methods"][0]["whole"]
+    epochs = by_method["sgd"][0].config.epochs
+    pictures = draw(by_method, steps // epochs, out / "figures")
+    grids = tables(results["methods"], results["orderings"], results["machine"])
+    blocks: list[Block] = [Warn(QUICK_WARNING)] if results["quick"] else []
+    blocks += [Text(_conditions(results)), Heading("Tables"), *grids]
+    blocks.append(Heading("Where ours differs and why"))
+    blocks += map(Text, results["differences"])
+    blocks.append(Heading("Learning curves"))
+    blocks.append(
+        Text("Lines are means over the seeds, shaded from the least to the greatest.")
+    )
+    blocks += [Picture(png, caption) for png, caption in pictures.values()]
+    (out / "report.md").write_text(to_markdown(TITLE, blocks, out))
+    (out / "report.html").write_text(to_html(TITLE, blocks))
+    (out / "results.json").write_text(to_json(results) + "\n")
+    return grids
+
+
+def _conditions(results: dict[str, Any]) -> str:
+    seeds = ", ".join(map(str, results["seeds"]))
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    commits = ", ".join(results["commits"])
+    return (
+        f"Seeds: {seeds}. Machine: {results['machine']}. Versions: {versions}. Commit: "
+        f"{commits}. Figures are means over the seeds, with the least and the greatest "
+        f"in brackets; HF stands for Hessian-free."
+    )
+
+
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description="Reproduce the paper's tables and figures.",
+        epilog="Further options override every config's, such as --devices 4.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, help="number of seeds, from 0; 3, or 1 with --quick")
+    add("--quick", action="store_true", help="a few steps of each method, for CI")
+    add("--out", type=Path, help="runs/reproduction, or runs/reproduction-quick")
+    add("--json", action="store_true", help="print results.json")
+    arguments, overrides = parser.parse_known_args()
+    quick = arguments.quick
+    arguments.seeds = (
+        (1 if quick else 3) if arguments.seeds is None else arguments.seeds
+    )
+    arguments.out = arguments.out or Path(
+        "runs/reproduction-quick" if quick else "runs/reproduction"
+    )
+    return arguments, overrides
+
+
+def main() -> int:
+    """Reproduce; exit code 2 for a caller's mistake, 75 if stopped by a signal."""
+    arguments, overrides = _arguments()
+    try:
+        if arguments.seeds < 1:
+            raise UsageError(f"--seeds is {arguments.seeds}: use at least 1")
+        configs = planned(arguments, overrides)
+        if not train_all(configs, Console(stderr=True, highlight=False)):
+            print("reproduce: stopped; the same command continues", file=sys.stderr)
+            return STOPPED
+        runs = [read(config.run_dir) for config in configs if config.run_dir]
+        results, by_method = results_of(configs, runs, arguments.quick)
+        grids = write(results, by_method, arguments.out)
+    except UsageError as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return USAGE
+    if arguments.json:
+        print(to_json(results))
+    else:
+        _print(grids, arguments)
+    return DONE
+
+
+def _print(grids: Sequence[Grid], arguments: argparse.Namespace) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    if arguments.quick:
+        console.print(QUICK_WARNING)
+    for grid in grids:
+        table = Table(*grid.columns, title=grid.title, title_justify="left")
+        for row in grid.rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(f"Written to {arguments.out}: report.html, report.md, results.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
