@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.flatten_util import ravel_pytree
 
 from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
@@ -59,8 +60,9 @@ def full(
 def gram(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives
 ) -> Coordinates:
-    """Coordinates for CG: pairs (s, TᵀT s), so that each product is with TᵀT once.
+    """Coordinates for CG: s and TᵀT s side by side, for one product with XXᵀ a step.
 
+    Each is one flat vector: beside a small network every array costs time of its own.
     The params themselves, where the network does not begin with a product inputs @
     kernel or the batch has d examples or more.
     """
@@ -70,19 +72,27 @@ def gram(
     x_BD = devices.gather(first.inputs)
     gram_BB = devices.gather(_matmul(first.inputs, x_BD.T))
 
-    def with_metric(u):
-        return u, first.at_kernel(lambda u_BM: _matmul(gram_BB, u_BM), u)
+    def back(u):
+        others, u_BM = first.split(u)
+        both = u_BM, _matmul(gram_BB, u_BM)
+        return tuple(jnp.concatenate([others, part.ravel()]) for part in both)
+
+    def parts(flat):
+        a_BM = first.split(first.params)[1]
+        return flat[: -a_BM.size], flat[-a_BM.size :].reshape(a_BM.shape)
+
+    def expand(vector):
+        others, s_BM = parts(vector[0])
+        # (Sᵀ X)ᵀ, not Xᵀ S: twice as fast on a CPU where m is small.
+        return first.join(others, _matmul(s_BM.T, x_BD).T)
 
     return Coordinates(
         problem=first.rest,
         params=first.params,
-        into=lambda pair: pair[1],
-        back=with_metric,
+        into=lambda vector: first.join(*parts(vector[1])),
+        back=back,
         inner=lambda a, b: inner(a[0], b[1]),
-        # (Sᵀ X)ᵀ, not Xᵀ S: twice as fast on a CPU where m is small.
-        expand=lambda pair: first.at_kernel(
-            lambda s_BM: _matmul(s_BM.T, x_BD).T, pair[0]
-        ),
+        expand=expand,
     )
 
 
@@ -94,13 +104,18 @@ def orthonormal(
     if first is None:
         return full(problem, params, batch, devices)
     q_DB, r_BB = jnp.linalg.qr(devices.gather(first.inputs).T)
+
+    def times(matrix, tree):
+        others, kernel = first.split(tree)
+        return first.join(others, _matmul(matrix, kernel))
+
     return Coordinates(
         problem=first.rest,
         params=first.params,
-        into=lambda s: first.at_kernel(lambda s_BM: _matmul(r_BB.T, s_BM), s),
-        back=lambda u: first.at_kernel(lambda u_BM: _matmul(r_BB, u_BM), u),
+        into=lambda s: times(r_BB.T, s),
+        back=lambda u: times(r_BB, u),
         inner=inner,
-        expand=lambda s: first.at_kernel(lambda s_BM: _matmul(q_DB, s_BM), s),
+        expand=lambda s: times(q_DB, s),
     )
 
 
@@ -110,53 +125,71 @@ class _FirstProduct(NamedTuple):
     rest: Problem  # predicts from params with A (B, m) of all devices as the kernel
     params: PyTree  # such params
     inputs: jax.Array  # X (B, d) of this device
-    at_kernel: Callable[[Linear, PyTree], PyTree]  # apply a map to that leaf alone
+    split: Callable[[PyTree], tuple[jax.Array, jax.Array]]  # the other leaves, W's
+    join: Callable[[jax.Array, jax.Array], PyTree]
 
 
 def _first_product(problem, params, batch, devices) -> _FirstProduct | None:
     """The split, found in the program that predict is; None without such a product."""
     if "inputs" not in batch:
         return None
-    leaves, structure = jax.tree.flatten(devices.vary(params))
-    program, outputs = jax.make_jaxpr(problem.predict, return_shape=True)(
-        structure.unflatten(leaves), batch
-    )
-    parameters = program.jaxpr.invars[: len(leaves)]
-    x = program.jaxpr.invars[len(leaves) + sorted(batch).index("inputs")]
-    product = _only_use(program.jaxpr, x)
+    leaves, structure = jax.tree.flatten(params)
+    traced = jax.make_jaxpr(problem.predict, return_shape=True)
+    program, outputs = traced(devices.vary(params), batch)
+    index = _kernel_index(program.jaxpr, len(leaves), sorted(batch).index("inputs"))
+    x_BD = batch["inputs"]
+    if index is None:
+        return None
+    a_BM = devices.gather(x_BD @ leaves[index])
+    if len(a_BM) >= x_BD.shape[1]:
+        return None
+    run = core.jaxpr_as_fun(_without_product(program, index))
+
+    def predict(params, batch):
+        leaves = jax.tree.leaves(params)
+        leaves[index] = devices.share(leaves[index])
+        results = run(*leaves, *jax.tree.leaves(batch))
+        return jax.tree.structure(outputs).unflatten(results)
+
+    def split(tree):
+        leaves = jax.tree.leaves(tree)
+        kernel = leaves.pop(index)
+        return ravel_pytree(leaves)[0], kernel
+
+    _, unravel = ravel_pytree(leaves[:index] + leaves[index + 1 :])
+
+    def join(others, kernel):
+        leaves = unravel(others)
+        leaves.insert(index, kernel)
+        return structure.unflatten(leaves)
+
+    rest = Problem(predict, problem.loss)
+    return _FirstProduct(rest, join(split(params)[0], a_BM), x_BD, split, join)
+
+
+def _kernel_index(program: core.Jaxpr, leaves: int, position: int) -> int | None:
+    """Which of the params W is, if inputs @ W is the only use of both; else None."""
+    inputs = program.invars[leaves + position]
+    product = _only_use(program, inputs)
     if product is None or product.primitive is not core.primitives.dot_general_p:
         return None
     kernel = product.invars[1]
+    matrix = len(getattr(inputs.aval, "shape", ())) == 2
     plain = product.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
-    plain &= product.outvars[0].aval.ndim == 2
-    if not plain or kernel not in parameters or not _only_use(program.jaxpr, kernel):
+    if not (matrix and plain and kernel in program.invars[:leaves]):
         return None
-    index = parameters.index(kernel)
-    x_BD = batch["inputs"]
-    a_BM = devices.gather(x_BD @ jax.tree.leaves(params)[index])
-    if len(a_BM) >= x_BD.shape[1]:
-        return None
+    return program.invars.index(kernel) if _only_use(program, kernel) else None
 
-    # What is left of the program takes A where it took the kernel.
-    behind = program.jaxpr.replace(
-        invars=[product.outvars[0] if v is kernel else v for v in program.jaxpr.invars],
-        eqns=[e for e in program.jaxpr.eqns if e is not product],
-    )
-    run = core.jaxpr_as_fun(core.ClosedJaxpr(behind, program.consts))
 
-    def at_kernel(function, tree):
-        leaves, structure = jax.tree.flatten(tree)
-        leaves[index] = function(leaves[index])
-        return structure.unflatten(leaves)
-
-    def predict(params, batch):
-        mine = at_kernel(devices.share, params)
-        return jax.tree.structure(outputs).unflatten(
-            run(*jax.tree.leaves((mine, batch)))
-        )
-
-    rest = Problem(predict, problem.loss)
-    return _FirstProduct(rest, at_kernel(lambda _: a_BM, params), x_BD, at_kernel)
+def _without_product(program: core.ClosedJaxpr, index: int) -> core.ClosedJaxpr:
+    """The program that takes A where it took the kernel."""
+    kernel = program.jaxpr.invars[index]
+    product = _only_use(program.jaxpr, kernel)
+    assert product is not None
+    invars = list(program.jaxpr.invars)
+    invars[index] = product.outvars[0]
+    eqns = [equation for equation in program.jaxpr.eqns if equation is not product]
+    return program.replace(jaxpr=program.jaxpr.replace(invars=invars, eqns=eqns))
 
 
 def _only_use(program: core.Jaxpr, variable: core.Var) -> core.JaxprEqn | None:

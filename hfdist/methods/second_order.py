@@ -85,17 +85,13 @@ def second_order(
                 c_v = space.back(product(space.into(v)))
             return tree.add_scale(c_v, memory.damping, v)
 
-        def norm(v):
-            return jnp.sqrt(jnp.maximum(space.inner(v, v), 0))
-
         b = space.back(tree.scale(-1, model.gradient if gradient is None else gradient))
         with jax.named_scope("solve"):
             solution = solve(damped_product, b, memory.start, space.inner)
         step = tree.scale(learning_rate, solution.x)
 
-        tiny = jnp.finfo(model.value.dtype).tiny
-        step_norm, residual_norm = norm(step), norm(solution.residual)
-        accepted = jnp.isfinite(model.value + step_norm + residual_norm)
+        step_norm = jnp.sqrt(jnp.maximum(space.inner(step, step), 0))
+        accepted = jnp.isfinite(model.value + step_norm + solution.relative_residual)
         rho = jnp.full_like(model.value, jnp.nan)
         next_damping = constant(memory.damping, damping, accepted)
         if damping_rule == "levenberg_marquardt":
@@ -114,7 +110,7 @@ def second_order(
             damping=memory.damping,
             rho=rho,
             cg_steps=solution.steps,
-            cg_residual=residual_norm / jnp.maximum(norm(b), tiny),
+            cg_residual=solution.relative_residual,
             step_norm=step_norm,
             accepted=accepted,
             indefinite=solution.indefinite,

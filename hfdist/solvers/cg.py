@@ -74,6 +74,7 @@ class CG:
             return x, r, p, rr_next, k + 1, ~positive
 
         carry = (x, r, r, inner(r, r), jnp.int32(0), jnp.bool(False))
-        x, r, _, _, k, indefinite = jax.lax.while_loop(unfinished, step, carry)
+        x, r, _, rr, k, indefinite = jax.lax.while_loop(unfinished, step, carry)
         x = tree.where(indefinite & (k == 1), b, x)
-        return Solution(x, r, k, indefinite)
+        relative_residual = jnp.sqrt(rr / jnp.maximum(bb, jnp.finfo(bb.dtype).tiny))
+        return Solution(x, r, relative_residual, k, indefinite)

@@ -65,7 +65,10 @@ class Dense:
             lambda: cho_solve((factor_NN, True), b_N),
         )
         residual_N = b_N - a_NN @ x_N
-        return Solution(unravel(x_N), unravel(residual_N), jnp.int32(0), indefinite)
+        norm = jnp.maximum(jnp.linalg.norm(b_N), jnp.finfo(b_N.dtype).tiny)
+        relative_residual = jnp.linalg.norm(residual_N) / norm
+        x, residual = unravel(x_N), unravel(residual_N)
+        return Solution(x, residual, relative_residual, jnp.int32(0), indefinite)
 
 
 def materialise(

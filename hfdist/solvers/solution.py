@@ -12,5 +12,6 @@ class Solution(NamedTuple):
 
     x: PyTree
     residual: PyTree  # b - A x, like x
+    relative_residual: Array  # (), ‖b - A x‖ / ‖b‖; 0 for b = 0
     steps: Array  # () int32, CG steps taken; 0 for a direct solve
     indefinite: Array  # () bool, whether A was seen not to be positive definite
