@@ -1,6 +1,6 @@
 """The paper's Figures 2 to 5 from our runs: means over the seeds and their ranges."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ LOOKS = {config: figures.look(i) for i, config in enumerate(PAPER)}
 
 
 def draw(
-    runs: dict[str, Sequence[Run]], per_epoch: int, folder: Path
+    runs: Mapping[str, Sequence[Run]], per_epoch: int, folder: Path
 ) -> dict[str, tuple[Path, str]]:
     """Writes each figure as PNG and SVG; its PNG and caption, by its name."""
     drawn = {}

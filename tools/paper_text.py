@@ -1,101 +1,12 @@
-"""The comparison with the paper in tables and words, all of it from the numbers."""
+"""Where our figures differ from the paper's and why, in words made from the numbers."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from report import Grid
+from paper_tables import FIGURES, Methods, times
 
-Methods = Sequence[dict[str, Any]]  # as paper.compare gives them
-
-FIGURES = {
-    "total_seconds": "training time",
-    "train_loss": "training loss",
-    "test_accuracy": "test accuracy",
-}
 V100_STEP = 222 / 6566  # s; the paper's SGD: 7 epochs of 938 steps
-
-
-def tables(compared: Methods, orders: Methods, machine: str) -> list[Grid]:
-    """Tables 1 to 3 of the paper, and the order of the methods in each."""
-    return [
-        _time_table(compared, machine),
-        _table(
-            "Table 2. Training loss: mean over the steps of the last epoch",
-            compared,
-            {"train_loss": "training loss"},
-        ),
-        _table(
-            "Table 3. Test accuracy: at the end, and its mean over the evaluations, "
-            "one an epoch",
-            compared,
-            {"test_accuracy": "at the end", "mean_test_accuracy": "mean"},
-        ),
-        Grid(
-            "Order of the methods, from best to worst",
-            ("by", "here", "paper", "the same"),
-            [
-                (
-                    FIGURES[order["figure"]],
-                    ", ".join(order["ours"]),
-                    ", ".join(order["paper"]),
-                    "yes" if order["same"] else "no",
-                )
-                for order in orders
-            ],
-        ),
-    ]
-
-
-def _time_table(compared: Methods, machine: str) -> Grid:
-    sgd = compared[0]["total_seconds"]
-    rows = []
-    for method in compared:
-        total = method["total_seconds"]
-        mark = " extrapolated" if total["extrapolated"] else ""
-        rows.append(
-            (
-                _name(method),
-                _count(method["steps"]),
-                _seconds(method["seconds"]),
-                f"{_seconds(total)}{mark}",
-                _times(total["mean"] / sgd["mean"]) + mark,
-                f"{total['paper']:,.0f}",
-                _times(total["paper"] / sgd["paper"]),
-            )
-        )
-    whole = f"{compared[0]['whole']:,} steps"
-    return Grid(
-        "Table 1. Training time in seconds, without compilation and evaluation",
-        (
-            "method",
-            "steps run",
-            f"measured on {machine}",
-            f"{whole} on {machine}",
-            "SGD = 1",
-            "paper, V100",
-            "paper, SGD = 1",
-        ),
-        rows,
-    )
-
-
-def _table(title: str, compared: Methods, figures: dict[str, str]) -> Grid:
-    columns = ["method", "paper"]
-    for label in figures.values():
-        columns += [f"{label} here", "difference", "within"]
-    rows = []
-    for method in compared:
-        row = [_name(method), f"{method[next(iter(figures))]['paper']:.4f}"]
-        for name in figures:
-            figure = method[name]
-            verdict = {True: "yes", False: "no", None: "cut short"}
-            row += [_range(figure), f"{figure['difference']:+.4f}"]
-            row.append(verdict[figure["within"]])
-        rows.append(tuple(row))
-    tolerance = "±0.03" if "train_loss" in figures else "±0.02"
-    columns = [f"within {tolerance}" if c == "within" else c for c in columns]
-    return Grid(title, tuple(columns), rows)
 
 
 def differences(compared: Methods, runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -250,34 +161,11 @@ def _time(by_name: dict[str, Any]) -> str:
         extrapolated = total["extrapolated"] or sgd["extrapolated"]
         mark = " (extrapolated)" if extrapolated else ""
         ratios.append(
-            f"{by_name[config]['method']} takes {_times(total['mean'] / sgd['mean'])} "
-            f"times SGD's time{mark} and took {_times(total['paper'] / sgd['paper'])} "
+            f"{by_name[config]['method']} takes {times(total['mean'] / sgd['mean'])} "
+            f"times SGD's time{mark} and took {times(total['paper'] / sgd['paper'])} "
             f"times in the paper"
         )
     return f"{said} Here {'; '.join(ratios)}."
-
-
-def _name(method: dict[str, Any]) -> str:
-    return method["method"] + (" (diverged)" if method["diverged"] else "")
-
-
-def _count(figure: dict[str, Any]) -> str:
-    low, high = figure["low"], figure["high"]
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def _range(figure: dict[str, Any], form: str = ".4f") -> str:
-    """mean (least–greatest), or the mean alone where all are the same."""
-    mean, low, high = (format(figure[k], form) for k in ("mean", "low", "high"))
-    return mean if low == high else f"{mean} ({low}–{high})"
-
-
-def _seconds(figure: dict[str, Any]) -> str:
-    return _range(figure, ",.0f" if figure["mean"] >= 100 else ".2f")
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _listed(items: Sequence[str]) -> str:

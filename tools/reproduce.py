@@ -1,13 +1,14 @@
 """Reproduce the paper: its five methods over seeds, its tables and figures, a report.
 
     python tools/reproduce.py [--seeds 3] [--quick] [--out DIR] [--json]
-        [--SETTING VALUE of the configs, such as --devices 4 …]
+        [--unreduced STEPS] [--SETTING VALUE of the configs, such as --devices 4 …]
 
 Trains configs/paper/*.py into DIR/runs/<config>-seed<k>, one after the other, and
 writes DIR/report.html, DIR/report.md, DIR/figures/ and DIR/results.json. The same
 command goes on where it was stopped, and repeats no run that is complete. Newton
 diverges, which is a result. --quick makes a few steps of each (see QUICK): it shows
-that everything works, and nothing about the paper.
+that everything works, and nothing about the paper. --unreduced adds so many steps of
+Newton and damped Newton with the matrix over all params, and extrapolates their time.
 """
 
 import argparse
@@ -31,9 +32,11 @@ from hfdist.run_directory import read_config
 from hfdist.train import train
 from paper import PAPER, compare, figures_of, orderings
 from paper_figures import draw
-from paper_text import differences, tables
+from paper_tables import tables
+from paper_text import differences
 from report import Block, Grid, Heading, Picture, Text, Warn, to_html, to_markdown
 from runs import Run, read, to_json
+from unreduced import METHODS, unreduced
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "paper"
 DONE, USAGE, STOPPED = 0, 2, 75
@@ -67,6 +70,18 @@ def planned(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Con
                 )
             configs.append(config)
     return configs
+
+
+def planned_unreduced(configs: Sequence[Config], steps: int) -> list[Config]:
+    """The exact solves of the first seed over all params; none for 0 steps."""
+    first = [c for c in configs if c.seed == 0 and _name(c.run_dir) in METHODS]
+    return [unreduced(config, steps) for config in first] if steps else []
+
+
+def _name(run_dir: Path | None) -> str:
+    """The config's name, of which the run's is made."""
+    assert run_dir is not None
+    return run_dir.name.rpartition("-seed")[0].removesuffix("_unreduced")
 
 
 def complete(config: Config) -> bool:
@@ -112,18 +127,20 @@ def train_all(configs: Sequence[Config], log: Console) -> bool:
     return True
 
 
-def results_of(configs: Sequence[Config], runs: Sequence[Run], quick: bool):
-    """(results.json's content, the runs by method)."""
-    examples = len(configs[0].data.load("train").labels)
-    rows, by_method, records = [], {name: [] for name in PAPER}, []
-    for config, run in zip(configs, runs, strict=True):
-        name = run.folder.name.rpartition("-seed")[0]
-        per_epoch = -(-examples // config.batch_size)
-        rows.append(figures_of(name, run, per_epoch * config.epochs))
-        by_method[name].append(run)
-        records.append(json.loads((run.folder / "config.json").read_text()))
+def results_of(
+    runs: Sequence[Run], without_reduction: Sequence[Run], quick: bool
+) -> dict[str, Any]:
+    """What results.json holds."""
+    examples = len(runs[0].config.data.load("train").labels)
+
+    def figures(run: Run) -> dict[str, Any]:
+        per_epoch = -(-examples // run.config.batch_size)
+        return figures_of(_name(run.folder), run, per_epoch * run.config.epochs)
+
+    rows = [figures(run) for run in runs]
     compared = compare(rows, quick)
-    results = {
+    records = [json.loads((run.folder / "config.json").read_text()) for run in runs]
+    return {
         "quick": quick,
         "seeds": sorted({row["seed"] for row in rows}),
         "machine": machine(records[0]["device"]),
@@ -134,8 +151,8 @@ def results_of(configs: Sequence[Config], runs: Sequence[Run], quick: bool):
         "orderings": orderings(compared),
         "differences": differences(compared, rows),
         "runs": rows,
+        "unreduced": [figures(run) for run in without_reduction],
     }
-    return results, by_method
 
 
 def machine(device: dict[str, str]) -> str:
@@ -152,12 +169,12 @@ def machine(device: dict[str, str]) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def write(results: dict[str, Any], by_method: dict[str, Any], out: Path) -> list[Grid]:
+def write(results: dict[str, Any], runs: Sequence[Run], out: Path) -> list[Grid]:
     """Writes everything but the runs; the tables."""
-    steps = results["methods"][0]["whole"]
-    epochs = by_method["sgd"][0].config.epochs
-    pictures = draw(by_method, steps // epochs, out / "figures")
-    grids = tables(results["methods"], results["orderings"], results["machine"])
+    by_method = {name: [r for r in runs if _name(r.folder) == name] for name in PAPER}
+    per_epoch = results["methods"][0]["whole"] // runs[0].config.epochs
+    pictures = draw(by_method, per_epoch, out / "figures")
+    grids = tables(results)
     blocks: list[Block] = [Warn(QUICK_WARNING)] if results["quick"] else []
     blocks += [Text(_conditions(results)), Heading("Tables"), *grids]
     blocks.append(Heading("Where ours differs and why"))
@@ -193,6 +210,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("--seeds", type=int, help="number of seeds, from 0; 3, or 1 with --quick")
     add("--quick", action="store_true", help="a few steps of each method, for CI")
+    add("--unreduced", type=int, default=0, metavar="STEPS", help="none by default")
     add("--out", type=Path, help="runs/reproduction, or runs/reproduction-quick")
     add("--json", action="store_true", help="print results.json")
     arguments, overrides = parser.parse_known_args()
@@ -212,13 +230,18 @@ def main() -> int:
     try:
         if arguments.seeds < 1:
             raise UsageError(f"--seeds is {arguments.seeds}: use at least 1")
+        if arguments.unreduced < 0:
+            raise UsageError(f"--unreduced is {arguments.unreduced}: use 0 or more")
         configs = planned(arguments, overrides)
-        if not train_all(configs, Console(stderr=True, highlight=False)):
+        extra = planned_unreduced(configs, arguments.unreduced)
+        if not train_all([*configs, *extra], Console(stderr=True, highlight=False)):
             print("reproduce: stopped; the same command continues", file=sys.stderr)
             return STOPPED
-        runs = [read(config.run_dir) for config in configs if config.run_dir]
-        results, by_method = results_of(configs, runs, arguments.quick)
-        grids = write(results, by_method, arguments.out)
+        runs, without_reduction = (
+            [read(c.run_dir) for c in some if c.run_dir] for some in (configs, extra)
+        )
+        results = results_of(runs, without_reduction, arguments.quick)
+        grids = write(results, runs, arguments.out)
     except UsageError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return USAGE
