@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hfdist.errors import UsageError
 
 if TYPE_CHECKING:
-    from hfdist.train import Result
+    from hfdist.recorder import Result
 
 DONE, USAGE, DIVERGED, STOPPED, INTERRUPTED = 0, 2, 3, 75, 130
 
@@ -88,18 +88,19 @@ def _train(arguments: argparse.Namespace) -> int:
 def _report(result: "Result", max_rejected: int) -> None:
     from hfdist.progress import print_table
 
+    assert result.test is not None
     print_table(
-        {
-            "steps": f"{result.steps:,}",
-            "training loss, mean of the last epoch": f"{result.train_loss:.4f}",
-            "test loss": f"{result.test.loss:.4f}",
-            "test accuracy": f"{result.test.accuracy:.4f}",
-            "training seconds": f"{result.seconds:.2f}",
-            "compilation seconds": f"{result.compile_seconds:.2f}",
-            "steps rejected": f"{result.rejected:,}",
-            "steps with negative curvature": f"{result.indefinite:,}",
-            "run directory": result.run_dir,
-        }
+        [
+            ("steps", result.steps),
+            ("training loss, mean of the last epoch", f"{result.train_loss:.4f}"),
+            ("test loss", f"{result.test.loss:.4f}"),
+            ("test accuracy", f"{result.test.accuracy:.4f}"),
+            ("training seconds", f"{result.seconds:.2f}"),
+            ("compilation seconds", f"{result.compile_seconds:.2f}"),
+            ("steps rejected", result.rejected),
+            ("steps with negative curvature", result.indefinite),
+            ("run directory", result.run_dir),
+        ]
     )
     if result.diverged:
         print(
@@ -117,10 +118,11 @@ def _report(result: "Result", max_rejected: int) -> None:
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
-    from hfdist.progress import print_rows
+    from hfdist.progress import print_table
     from hfdist.resume import survey
 
-    print_rows(survey(arguments.run_dir))
+    rows = survey(arguments.run_dir)
+    print_table([row.values() for row in rows], header=rows[0] if rows else ["none"])
     return DONE
 
 
@@ -130,11 +132,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     step, test = evaluate(arguments.run_dir, arguments.step)
     print_table(
-        {
-            "step": f"{step:,}",
-            "test loss": f"{test.loss:.4f}",
-            "test accuracy": f"{test.accuracy:.4f}",
-        }
+        [
+            ("step", step),
+            ("test loss", f"{test.loss:.4f}"),
+            ("test accuracy", f"{test.accuracy:.4f}"),
+        ]
     )
     return DONE
 

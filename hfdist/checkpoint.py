@@ -108,10 +108,8 @@ class Checkpoints:
             items = {name: restored[name] for name in like}
             record, saved = (restored["record"][k] for k in ("record", "checksums"))
             for name, seen in checksums(**items, record=record).items():
-                if seen != saved[name]:
-                    raise ValueError(
-                        f"{name} is {seen}, but was saved as {saved[name]}"
-                    )
+                if seen != (was := saved.get(name)):
+                    raise ValueError(f"{name} is {seen}, but was saved as {was}")
         except Exception as error:  # whatever damage makes Orbax raise
             raise Unsound(_first_line(error)) from error
         return items, record

@@ -76,6 +76,12 @@ class Config:
     """Where compiled programs are kept between runs; None: nowhere."""
     tensorboard: bool = False
     """Write the metrics to RUN_DIR/tensorboard too (needs hfdist[tensorboard])."""
+    wandb: bool = False
+    """Send the metrics to Weights & Biases too (needs hfdist[wandb]); WANDB_MODE,
+    WANDB_PROJECT and the like say how and where."""
+    profile: bool = False
+    """Trace the second scan of this command (--steps-per-dispatch updates) into
+    RUN_DIR/profile, for TensorBoard's xprof or Perfetto."""
 
     def __post_init__(self):
         for name, value in vars(self).items():

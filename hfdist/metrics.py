@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, and the same numbers for TensorBoard.
+"""metrics.jsonl: one JSON object a line.
 
 Training lines, one a step: {"split": "train", "step", "epoch", "loss", "seconds", …}.
 Evaluation lines: {"split": "test", "step", "epoch", "loss", "accuracy", "seconds"}.
@@ -16,94 +16,44 @@ from typing import Any
 from hfdist.errors import UsageError
 
 Line = dict[str, Any]
+NAME = "metrics.jsonl"
 
 
-class Metrics:
-    """The sinks of a run's metrics, continued after the first `position` bytes.
+class MetricsFile:
+    """A run's metrics.jsonl, written on after its first `position` bytes."""
 
-    `earlier` holds the lines there; what follows, perhaps torn, will be written again
-    and is dropped. With `writes` off, nothing is written or dropped: one process of a
-    run writes for all. Raises UsageError if the file is shorter than that.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        position: int = 0,
-        tensorboard: bool = False,
-        writes: bool = True,
-    ):
-        path = run_dir / "metrics.jsonl"
-        self.earlier = _up_to(path, position) if position else []
-        self._file = self._board = None
-        if writes:
-            self._file = path.open("a")
-            self._file.truncate(position)
-            step = self.earlier[-1]["step"] if self.earlier else 0
-            folder = run_dir / "tensorboard"
-            self._board = _tensorboard(folder, step) if tensorboard else None
+    def __init__(self, run_dir: Path, position: int = 0):
+        self._file = (run_dir / NAME).open("a")
+        self._file.truncate(position)
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write the lines, through to the operating system.
 
         Raises UsageError if the disk does not take them.
         """
-        if self._file:
-            try:
-                self._file.write("".join(encode(line) + "\n" for line in lines))
-                self._file.flush()
-            except OSError as error:
-                raise UsageError(
-                    f"{self._file.name} cannot be written ({error.strerror}): make "
-                    f"room, and run the same command to continue"
-                ) from None
-        if self._board:
-            for line in lines:
-                for name in line.keys() - {"split", "step"}:
-                    tag = f"{line['split']}/{name}"
-                    self._board.add_scalar(tag, line[name], line["step"])
-
-    def sync(self) -> int:
-        """Bring the lines to the disk; the file's length, a position to go on from."""
-        if self._file is None:
-            return 0
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        try:
+            self._file.write("".join(encode(line) + "\n" for line in lines))
+            self._file.flush()
+        except OSError as error:
+            raise UsageError(
+                f"{self._file.name} cannot be written ({error.strerror}): make room, "
+                f"and run the same command to continue"
+            ) from None
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
-        if self._board:
-            self._board.close()
+        self._file.close()
+
+
+def sync(run_dir: Path) -> int:
+    """Bring the lines to the disk; the file's length, a position to go on from."""
+    with (run_dir / NAME).open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
 
 def encode(line: Line) -> str:
     """One line of metrics.jsonl, without its newline."""
     return json.dumps({name: _finite(value) for name, value in line.items()})
-
-
-def read(run_dir: Path) -> list[Line]:
-    """The lines of a run, with non-finite numbers as floats again."""
-    return _decoded((run_dir / "metrics.jsonl").read_bytes())
-
-
-def _decoded(text: bytes) -> list[Line]:
-    special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [
-        {k: special.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
-        for line in lines
-    ]
-
-
-def _up_to(path: Path, position: int) -> list[Line]:
-    text = path.read_bytes()[:position] if path.exists() else b""
-    if len(text) < position:
-        raise UsageError(
-            f"{path} has only {len(text):,} of the {position:,} bytes that the "
-            f"checkpoint was saved with: put it back, or start in another --run-dir"
-        )
-    return _decoded(text)
 
 
 def _finite(value: Any) -> Any:
@@ -112,12 +62,21 @@ def _finite(value: Any) -> Any:
     )
 
 
-def _tensorboard(folder: Path, step: int):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
+def read(run_dir: Path, start: int = 0, end: int | None = None) -> list[Line]:
+    """The whole lines of bytes start … end, non-finite numbers as floats again.
+
+    Raises UsageError if the file is shorter than that.
+    """
+    path = run_dir / NAME
+    text = path.read_bytes() if path.exists() else b""
+    if end is not None and len(text) < end:
         raise UsageError(
-            "--tensorboard needs the package tensorboardX: "
-            "pip install 'hfdist[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+            f"{path} has only {len(text):,} of the {end:,} bytes that the checkpoint "
+            f"was saved with: put it back, or start in another --run-dir"
+        )
+    special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    whole, _, _ = text[start:end].rpartition(b"\n")  # a kill may have torn the last
+    return [
+        {k: special.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
+        for line in map(json.loads, whole.splitlines())
+    ]

@@ -1,6 +1,6 @@
 """What a person sees of a run: a live bar on a terminal, else a line an epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +16,7 @@ from rich.table import Table
 class Display:
     """Progress of a run from step `start` to step `last`; silent unless `shown`."""
 
-    def __init__(self, start: int, last: int, title: str, shown: bool = True):
+    def __init__(self, start: int, last: int, title: str, shown: bool):
         self._console = Console(highlight=False, soft_wrap=True, quiet=not shown)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -26,24 +26,24 @@ class Display:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self.live,
+            disable=not (shown and self._console.is_terminal),
         )
         self._task = self._bar.add_task(
             title, total=last, completed=start, rate=0.0, loss="-"
         )
         self._bar.start()
 
-    @property
-    def live(self) -> bool:
-        """Whether there is a bar to look at."""
-        return self._console.is_terminal and not self._console.quiet
-
     def advance(self, step: int, loss: float, rate: float) -> None:
         """Move the bar; loss is the newest, rate in steps per second."""
         self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
 
+    def epoch(self, text: str) -> None:
+        """A line for an epoch, where there is no bar to look at."""
+        if self._bar.disable:
+            self.say(text)
+
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """A line, above the bar if there is one."""
         self._console.print(text)
 
     def close(self) -> None:
@@ -51,19 +51,9 @@ class Display:
         self._bar.stop()
 
 
-def print_rows(rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows of the same columns."""
-    table = Table(*(rows[0] if rows else ()))
+def print_table(rows: Iterable[Iterable[object]], header: Collection[str] = ()) -> None:
+    """Rows of values, whole numbers with commas."""
+    table = Table(*header, show_header=bool(header))
     for row in rows:
-        table.add_row(
-            *(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values())
-        )
-    Console(highlight=False, soft_wrap=True).print(table if rows else "none")
-
-
-def print_table(rows: Mapping[str, object]) -> None:
-    """Names and values, one pair a row."""
-    table = Table(show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row))
     Console(highlight=False, soft_wrap=True).print(table)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.tree_util import keystr
 
 from hfdist.config import Config, from_json, to_json
 from hfdist.errors import UsageError
@@ -27,6 +28,8 @@ MAY_CHANGE = {
     "evaluation_batch_size",
     "compilation_cache",
     "tensorboard",
+    "wandb",
+    "profile",
 }
 PACKAGES = ("hfdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -115,14 +118,10 @@ def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
     return [(name, before, now) for name, before, now in pairs if before != now]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """The values by their dotted names."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
+    return {keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _record(config: Config) -> dict[str, Any]:

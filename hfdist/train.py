@@ -5,12 +5,14 @@ steps runs in one compiled scan, and while the devices are at one chunk the host
 the metrics of the chunk before and gathers the examples of the next.
 """
 
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -20,34 +22,19 @@ from hfdist.checkpoint import Checkpoints
 from hfdist.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
-from hfdist.evaluate import Evaluation, evaluator
-from hfdist.interrupt import Interrupt
+from hfdist.evaluate import evaluator
+from hfdist.interrupt import interruptible
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.processes import any_says, from_first
+from hfdist.processes import any_says, from_first, is_first
+from hfdist.profiling import profiled
 from hfdist.pytree import PyTree
-from hfdist.recorder import Recorder
+from hfdist.recorder import Recorder, Result
 from hfdist.resume import restore_newest, restore_params
 from hfdist.run_directory import agree, open_run
-from hfdist.saves import Saves
 
 Carry = tuple[PyTree, State]
-
-
-class Result(NamedTuple):
-    """How a run ended."""
-
-    run_dir: Path
-    steps: int  # updates made, over all the run's continuations
-    train_loss: float  # mean over the steps of the last epoch
-    test: Evaluation
-    seconds: float  # training alone: neither compilation nor evaluation
-    compile_seconds: float
-    rejected: int  # steps not applied
-    indefinite: int  # steps whose solver met negative curvature
-    diverged: bool
-    stopped: bool  # by a signal, before its last step
 
 
 def train(config: Config) -> Result:
@@ -58,11 +45,11 @@ def train(config: Config) -> Result:
     mistake, before anything is compiled, and for a disk that takes no more.
     """
     agree(config)
-    with jax.enable_x64(config.dtype == "float64"), Interrupt() as interrupt:
-        return _train(config, make_mesh(config.devices), interrupt)
+    with jax.enable_x64(config.dtype == "float64"), interruptible() as asked:
+        return _train(config, make_mesh(config.devices), asked)
 
 
-def _train(config: Config, mesh: Mesh | None, interrupt: Interrupt) -> Result:
+def _train(config: Config, mesh: Mesh | None, asked: threading.Event) -> Result:
     train_set, test_set = config.data.load("train"), config.data.load("test")
     _check_batch_size(config.batch_size, len(train_set.labels), mesh)
     rows = local_rows(config.batch_size, mesh)
@@ -71,10 +58,12 @@ def _train(config: Config, mesh: Mesh | None, interrupt: Interrupt) -> Result:
     optimizer = config.method.build(problem, mesh)
     carry = replicate((params, optimizer.init(params)), mesh)
 
-    run_dir = open_run(config)
-    with closing(
-        Checkpoints(run_dir / "checkpoints", config.keep, config.keep_every)
-    ) as checkpoints:
+    chunk_step = make_chunk_step(optimizer, config.dtype)
+    # What tracing refuses is refused before there is a run directory.
+    jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(0, 1), mesh))
+
+    folder = open_run(config) / "checkpoints"
+    with closing(Checkpoints(folder, config.keep, config.keep_every)) as checkpoints:
         start, carry = restore_newest(checkpoints, carry)
         if start.step == 0 and config.init_from:
             _, params = restore_params(config.init_from, params)
@@ -82,63 +71,57 @@ def _train(config: Config, mesh: Mesh | None, interrupt: Interrupt) -> Result:
         last = config.epochs * source.per_epoch
         last = min(last, config.max_steps or last)
         spans = _spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
-
-        _enable_compilation_cache(config.compilation_cache)
-        chunk_step = make_chunk_step(optimizer, config.dtype)
-        programs, compile_seconds = _compile(chunk_step, carry, source, spans, mesh)
-        measure = evaluator(problem, test_set, config, mesh)
         with closing(Recorder(config, start, last, source.per_epoch)) as recorder:
-            recorder.compiled(compile_seconds)
+            _enable_compilation_cache(config.compilation_cache)
+            programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
+            measure = evaluator(problem, test_set, config, mesh)
             feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
-            scans = _scans(programs, carry, spans, feed, recorder)
-            saves = Saves(checkpoints, config, start.step)
-            carry, stopped = _run(scans, carry, recorder, measure, saves, interrupt)
-            test = recorder.test or measure(carry[0])
-    return Result(
-        run_dir=run_dir,
-        steps=recorder.step,
-        train_loss=recorder.train_loss,
-        test=test,
-        seconds=recorder.seconds,
-        compile_seconds=compile_seconds,
-        rejected=recorder.rejected,
-        indefinite=recorder.indefinite,
-        diverged=recorder.diverged,
-        stopped=stopped and recorder.step < last,
-    )
+            traced = spans[:2][-1:] if config.profile and is_first() else []
+            scans = _scans(programs, carry, spans, feed, recorder, traced)
+            carry = _run(scans, carry, recorder, measure, checkpoints, config, asked)
+            result = recorder.result
+            result.test = result.test or measure(carry[0])
+    return result
 
 
-def _scans(programs, carry, spans, feed, recorder) -> Iterator[tuple[int, Carry]]:
+def _scans(programs, carry, spans, feed, recorder, traced) -> Iterator:
     """Dispatch scan after scan: (step, state) after each, before it is computed."""
     for (first, count), chunk in zip(spans, feed, strict=True):
-        carry, infos = programs[count](carry, chunk)
-        recorder.dispatched(first + 1, infos)
+        with profiled(recorder) if (first, count) in traced else nullcontext():
+            carry, infos = programs[count](carry, chunk)
+            recorder.dispatched(first + 1, infos)
         yield first + count, carry
 
 
-def _run(scans, carry, recorder, measure, saves, interrupt) -> tuple[Carry, bool]:
-    """The state at the end, and whether a signal asked for it.
+def _run(scans, carry, recorder, measure, checkpoints, config, asked) -> Carry:
+    """The state at the end.
 
     Between two scans all processes do the same: evaluate after an epoch and at the end,
     save when it is time, and stop when one of them was asked to.
     """
+    result = recorder.result
+    saved, saved_at = result.steps, time.monotonic()
     recorder.start()
     for step, carry in scans:
-        stop, due = from_first([any_says(interrupt.requested), saves.due(step)])
+        due = step - saved >= (config.checkpoint_steps or math.inf)
+        due = due or time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
+        stop, due = from_first([any_says(asked.is_set()), due])
         at_epoch_end = recorder.at_epoch_end(step)
-        if not (stop or due or at_epoch_end or recorder.diverged):
+        if not (stop or due or at_epoch_end or result.diverged):
             continue
         recorder.catch_up()
-        if at_epoch_end or recorder.diverged:
+        if at_epoch_end or result.diverged:
             recorder.evaluation(measure(carry[0]))
-        if recorder.diverged:
+        if result.diverged:
             break
         if stop or due or step == recorder.last:
-            saves.save(step, carry, recorder.position()._asdict())
+            checkpoints.save(step, *carry, recorder.position()._asdict())
+            saved, saved_at = step, time.monotonic()
         if stop:
-            return carry, True
+            result.stopped = step < recorder.last
+            break
         recorder.start()
-    return carry, False
+    return carry
 
 
 def _check_batch_size(batch_size: int, examples: int, mesh: Mesh | None) -> None:
@@ -185,14 +168,15 @@ def _spans(start: int, last: int, per_epoch: int, most: int) -> list[tuple[int, 
     return spans
 
 
-def _compile(chunk_step, carry, source, spans, mesh) -> tuple[dict, float]:
-    """One program for each length of chunk, and the seconds that took."""
+def _compile(chunk_step, carry, source, spans, mesh, recorder) -> dict[int, Any]:
+    """One program for each length of chunk."""
     began = time.perf_counter()
     programs = {}
     for count in {count for _, count in spans}:
         chunk = place_chunk(source.chunk(0, count), mesh)
         programs[count] = chunk_step.lower(carry, chunk).compile()
-    return programs, time.perf_counter() - began
+    recorder.compiled(time.perf_counter() - began)
+    return programs
 
 
 def _enable_compilation_cache(folder: Path | None) -> None:

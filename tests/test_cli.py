@@ -1,5 +1,6 @@
 """The command line, as a person runs it: real processes, real files."""
 
+import gzip
 import json
 import os
 import pty
@@ -14,7 +15,7 @@ import idx_files
 from hfdist.__main__ import main
 from together import ROOT, clean_environment
 
-HF = "configs/paper/hf_gauss_newton.py"
+HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
 ENV = clean_environment()
 GZIP = "hfdist/data/mnist/t10k-labels-idx1-ubyte.gz"
 COMMAND = [sys.executable, "-m", "hfdist"]
@@ -192,6 +193,25 @@ def test_without_a_run_dir_a_new_folder_is_made(small, tmp_path):
     assert re.fullmatch(r"hf_gauss_newton-\d{8}-\d{6}", run_dir.name)
 
 
+def test_a_profile_is_of_one_scan_and_changes_no_step(small, tmp_path, monkeypatch):
+    """In this process: it is the quickest."""
+    monkeypatch.chdir(ROOT)
+    settings = [*small[:-2], "--steps-per-dispatch", "3"]
+    for name, more in {"plain": [], "traced": ["--profile"]}.items():
+        run = ["--run-dir", tmp_path / name, *more]
+        monkeypatch.setattr(
+            sys, "argv", ["hfdist", "train", SGD, *map(str, settings + run)]
+        )
+        assert main() == 0
+    (trace,) = (tmp_path / "traced" / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert sum(x.get("name", "").startswith("while") for x in events) == 1
+    plain, traced = (
+        list(map(without_seconds, lines(tmp_path / d))) for d in ("plain", "traced")
+    )
+    assert traced == plain
+
+
 # Config files that are none, by name.
 CONFIGS = {
     "syntax.py": "config = Config(",
@@ -237,7 +257,7 @@ MISTAKES = {
     r"label 2 is outside 0 … 1: give": f"train {HF} --data.dir DATA --data.classes 2",
     r"cannot be read \(.*\): fetch": f"train {HF} --data.dir BROKEN",
     # the machine
-    r"a dense solve in 1,290,510 parameters needs about 19,985": "train TMP/newton.py",
+    r"a dense solve in 570,510 unknowns needs about 3,905": "train TMP/newton.py",
     r"--devices 64, but this machine has 4 cpu": f"train {HF} --devices 64",
     # run directories
     r"configs is not a run directory": "evaluate configs",
