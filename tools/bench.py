@@ -3,6 +3,7 @@
     python tools/bench.py step [--json]      # a step's cost against what it must cost
     python tools/bench.py scaling [--json]   # steps over several processes
     python tools/bench.py checkpoint [--json]  # what saving costs
+    python tools/bench.py exact [--json]     # the exact step, and HF-GN beside SGD
 
 Seconds vary from machine to machine and hour to hour; a ratio of two things timed in
 turn on the same machine does not. Medians over interleaved repeats.
@@ -24,6 +25,7 @@ import optax
 from optax import tree
 
 import hfdist
+from exact import exact
 from hfdist import metrics
 from hfdist.config import Config
 from hfdist.curvature import quadratic, value_and_gradient
@@ -199,7 +201,12 @@ def example(hidden: tuple[int, ...], outputs: int, batch: int):
     return hfdist.Problem(predict, hfdist.losses.softmax_cross_entropy), params, data
 
 
-BENCHMARKS = {"step": step, "scaling": scaling, "checkpoint": checkpoint}
+BENCHMARKS = {
+    "step": step,
+    "scaling": scaling,
+    "checkpoint": checkpoint,
+    "exact": exact,
+}
 
 
 def main() -> int:

@@ -47,7 +47,7 @@ def report(measurements: Sequence[Measurement], as_json: bool) -> None:
     for column in ("measured", "value", "limit", "unit", ""):
         table.add_column(column, justify="left" if column == "measured" else "right")
     for m in measurements:
-        limit = "" if m.limit is None else f"{m.limit:.2f}"
+        limit = "" if m.limit is None else f"{m.limit:.3g}"
         verdict = "" if m.limit is None else ("ok" if m.kept else "MISSED")
         table.add_row(m.name, f"{m.value:.4g}", limit, m.unit, verdict)
     Console(soft_wrap=True).print(table)
