@@ -152,8 +152,8 @@ def _time(by_name: dict[str, Any]) -> str:
     step = 1e3 * sgd["mean"] / by_name["sgd"]["whole"]
     said = (
         f"Times are of different machines and programs. The paper's SGD took "
-        f"{1e3 * V100_STEP:.0f} ms a step; one takes {step:.2g} ms here. So the paper "
-        f"measured dispatch, behind which the cost of CG does not show."
+        f"{1e3 * V100_STEP:.0f} ms a step; one takes {step:.2g} ms here. So most of "
+        f"what the paper timed is not arithmetic, and the cost of CG hardly shows."
     )
     ratios = []
     for config in ("hf_newton", "hf_gauss_newton", "damped_newton"):

@@ -27,7 +27,8 @@ from runs import Run, gradient_equivalents, read, to_json
 AXES = {
     "step": "step",
     "seconds": "seconds of training",
-    "cost": "cost in gradients (Gauss-Newton\nproduct 4/3, Hessian 2, exact solve N)",
+    "cost": "cost in gradients (Gauss-Newton product 4/3,\n"
+    "Hessian 2, exact solve N products)",
 }
 DIAGNOSTICS = {
     "damping": "damping λ",
