@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,10 @@ def main() -> int:
     try:
         return arguments.run(arguments)
     except UsageError as error:
-        print(f"hfdist: {error}", file=sys.stderr)
+        _say(error)
         return USAGE
     except KeyboardInterrupt:
-        print("hfdist: interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
 
 
@@ -70,13 +71,12 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)
 
     from hfdist.processes import from_first, is_first, joined
-    from hfdist.run_directory import default_run_dir
     from hfdist.train import train
 
     with joined():
         if config.run_dir is None:
-            run_dir = Path(from_first(str(default_run_dir(arguments.config))))
-            config = dataclasses.replace(config, run_dir=run_dir)
+            name = f"{arguments.config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+            config = dataclasses.replace(config, run_dir=Path("runs", from_first(name)))
         result = train(config)
         if is_first():
             _report(result, config.max_rejected)
@@ -103,18 +103,20 @@ def _report(result: "Result", max_rejected: int) -> None:
         ]
     )
     if result.diverged:
-        print(
-            f"hfdist: diverged: the last {max_rejected} or more updates were "
-            f"rejected (see {result.run_dir}/metrics.jsonl); more damping or a smaller "
-            f"learning rate may help",
-            file=sys.stderr,
+        _say(
+            f"diverged: the last {max_rejected} or more updates were rejected (see "
+            f"{result.run_dir}/metrics.jsonl); more damping or a smaller learning rate "
+            f"may help"
         )
     if result.stopped:
-        print(
-            f"hfdist: stopped after step {result.steps:,}, and saved: the same command "
-            f"with --run-dir {result.run_dir} continues",
-            file=sys.stderr,
+        _say(
+            f"stopped after step {result.steps:,}, and saved: the same command with "
+            f"--run-dir {result.run_dir} continues"
         )
+
+
+def _say(message: object) -> None:
+    print(f"hfdist: {message}", file=sys.stderr)
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:

@@ -53,7 +53,6 @@ class Checkpoints:
                 keep_period=keep_every,
                 cleanup_tmp_directories=not read_only,  # left by saves that were killed
                 read_only=read_only,
-                create=not read_only,
             ),
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),

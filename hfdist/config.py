@@ -134,9 +134,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 def to_json(value: Any) -> Any:
     """A config tree as JSON values."""
     if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value)]
         path = f"{type(value).__module__}:{type(value).__qualname__}"
-        return {"class": path, **{n: to_json(getattr(value, n)) for n in names}}
+        return {"class": path, **{k: to_json(v) for k, v in vars(value).items()}}
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value

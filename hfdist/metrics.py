@@ -17,6 +17,7 @@ from hfdist.errors import UsageError
 
 Line = dict[str, Any]
 NAME = "metrics.jsonl"
+SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class MetricsFile:
@@ -53,13 +54,8 @@ def sync(run_dir: Path) -> int:
 
 def encode(line: Line) -> str:
     """One line of metrics.jsonl, without its newline."""
-    return json.dumps({name: _finite(value) for name, value in line.items()})
-
-
-def _finite(value: Any) -> Any:
-    return (
-        str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    )
+    special = {k: str(v) for k, v in line.items() if str(v) in SPECIAL}
+    return json.dumps(line | special)
 
 
 def read(run_dir: Path, start: int = 0, end: int | None = None) -> list[Line]:
@@ -74,9 +70,8 @@ def read(run_dir: Path, start: int = 0, end: int | None = None) -> list[Line]:
             f"{path} has only {len(text):,} of the {end:,} bytes that the checkpoint "
             f"was saved with: put it back, or start in another --run-dir"
         )
-    special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
     whole, _, _ = text[start:end].rpartition(b"\n")  # a kill may have torn the last
     return [
-        {k: special.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
+        {k: SPECIAL.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
         for line in map(json.loads, whole.splitlines())
     ]

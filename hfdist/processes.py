@@ -109,8 +109,13 @@ def _join(place: Place) -> None:
         _check_free(int(port))
     else:
         _await_coordinator(host, int(port), seconds)
+    late = (
+        f"the {place.processes} processes did not all meet at {place.coordinator} "
+        f"within {seconds:g} s: see what each of them says; HFDIST_START_SECONDS gives "
+        f"them longer"
+    )
     # At its own deadline JAX aborts without an exception: be there first.
-    alarm = threading.Timer(seconds, _give_up, (place, seconds))
+    alarm = threading.Timer(seconds, _exit, (2, late))
     alarm.start()
     # Its handler would keep SIGTERM from ending the process.
     jax.config.update("jax_enable_preemption_service", False)
@@ -146,15 +151,6 @@ def _await_coordinator(host: str, port: int, seconds: float) -> None:
                     f"this is its address, and that no firewall closes the port"
                 ) from None
         time.sleep(0.2)
-
-
-def _give_up(place: Place, seconds: float) -> None:
-    message = (
-        f"the {place.processes} processes did not all meet at {place.coordinator} "
-        f"within {seconds:g} s: see what each of them says; HFDIST_START_SECONDS gives "
-        f"them longer"
-    )
-    _exit(2, message)
 
 
 def _watch(place: Place) -> None:

@@ -2,14 +2,8 @@
 
 from collections.abc import Collection, Iterable
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 
@@ -18,13 +12,13 @@ class Display:
 
     def __init__(self, start: int, last: int, title: str, shown: bool):
         self._console = Console(highlight=False, soft_wrap=True, quiet=not shown)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps  {task.fields[rate]:,.0f}/s  loss {task.fields[loss]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+        figures = "steps  {task.fields[rate]:,.0f}/s  loss {task.fields[loss]}  ETA"
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn(figures),
+            progress.TimeRemainingColumn(),
             console=self._console,
             disable=not (shown and self._console.is_terminal),
         )

@@ -53,7 +53,7 @@ class Recorder:
         # One process writes for all.
         self._sinks = open_sinks(config, config.run_dir, *start) if is_first() else []
         method = type(config.method).__name__
-        self._display = Display(start.step, last, method, shown=is_first())
+        self.display = Display(start.step, last, method, shown=is_first())
 
     def compiled(self, seconds: float) -> None:
         """Note what compilation took."""
@@ -87,7 +87,7 @@ class Recorder:
         line = self._line("test", step, test.loss, self.result.seconds)
         line["accuracy"] = test.accuracy
         self._append([line])
-        self._display.epoch(
+        self.display.epoch(
             f"epoch {line['epoch']}  step {step}  "
             f"train loss {self.result.train_loss:.4f}  test loss {test.loss:.4f}  "
             f"accuracy {test.accuracy:.4f}  {self.result.seconds:.1f} s"
@@ -98,13 +98,9 @@ class Recorder:
         written = metrics.sync(self.result.run_dir) if is_first() else 0
         return Position(self.result.steps, written)
 
-    def say(self, text: str) -> None:
-        """Show a line beside the progress."""
-        self._display.say(text)
-
     def close(self) -> None:
         """Close the sinks and leave the display as it stands."""
-        self._display.close()
+        self.display.close()
         for sink in self._sinks:
             sink.close()
 
@@ -124,7 +120,7 @@ class Recorder:
         self._count(lines)
         self._append(lines)
         rate = len(lines) / max(now - before, 1e-9)
-        self._display.advance(self.result.steps, losses[-1], rate)
+        self.display.advance(self.result.steps, losses[-1], rate)
 
     def _append(self, lines: list[Line]) -> None:
         for sink in self._sinks:

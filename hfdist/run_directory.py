@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,6 @@ def agree(config: Config) -> None:
             f"{this_process()} was not started like process 0: {'; '.join(differing)}"
         )
     wait_for_all()
-
-
-def default_run_dir(config_path: Path) -> Path:
-    """runs/<config>-<time>."""
-    return Path("runs") / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def read_config(run_dir: Path) -> Config:

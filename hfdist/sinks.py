@@ -1,27 +1,22 @@
-"""Where a run's metrics lines go: each sink has append(lines) and close()."""
+"""Where a run's metrics lines go: a list of sinks with append(lines) and close()."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hfdist.config import Config, to_json
 from hfdist.errors import UsageError
 from hfdist.metrics import Line, MetricsFile, read
 
 
-class Sink(Protocol):
-    def append(self, lines: Sequence[Line]) -> None: ...
-    def close(self) -> None: ...
-
-
-def open_sinks(config: Config, run_dir: Path, step: int, position: int) -> list[Sink]:
+def open_sinks(config: Config, run_dir: Path, step: int, position: int) -> list[Any]:
     """The sinks that the config asks for, of a run that goes on after a step.
 
     position is the length of metrics.jsonl there. Raises UsageError for a package that
     is not installed, or cannot start.
     """
-    others: list[Sink] = []
+    others = []
     if config.tensorboard:
         others.append(TensorBoard(run_dir / "tensorboard", step))
     if config.wandb:

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
 from hfdist.processes import any_says, from_first, is_first
-from hfdist.profiling import profiled
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder, Result
 from hfdist.resume import restore_newest, restore_params
@@ -87,10 +86,28 @@ def _train(config: Config, mesh: Mesh | None, asked: threading.Event) -> Result:
 def _scans(programs, carry, spans, feed, recorder, traced) -> Iterator:
     """Dispatch scan after scan: (step, state) after each, before it is computed."""
     for (first, count), chunk in zip(spans, feed, strict=True):
-        with profiled(recorder) if (first, count) in traced else nullcontext():
+        with _profiled(recorder) if (first, count) in traced else nullcontext():
             carry, infos = programs[count](carry, chunk)
             recorder.dispatched(first + 1, infos)
         yield first + count, carry
+
+
+@contextmanager
+def _profiled(recorder: Recorder) -> Iterator[None]:
+    """Trace the scan dispatched in the block; the clock leaves the tracer out."""
+    folder = recorder.result.run_dir / "profile"
+    recorder.catch_up()
+    first = recorder.result.steps + 1
+    with jax.profiler.trace(str(folder)):
+        recorder.start()
+        yield
+        recorder.catch_up()
+    recorder.start()
+    recorder.display.say(
+        f"profile of steps {first} to {recorder.result.steps} in {folder}: "
+        f"`tensorboard --logdir {folder}` (pip install xprof tensorboard), or open its "
+        f".trace.json.gz in https://ui.perfetto.dev"
+    )
 
 
 def _run(scans, carry, recorder, measure, checkpoints, config, asked) -> Carry:

@@ -20,7 +20,6 @@ ROWS = [
     ["run_directory", "resume", "sinks"],
     ["evaluate"],
     ["recorder"],
-    ["profiling"],
     ["train"],
     ["__main__"],
 ]

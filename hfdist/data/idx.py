@@ -7,7 +7,6 @@ big-endian 32-bit integer; then the data (LeCun, Cortes & Burges, the MNIST data
 import gzip
 import hashlib
 import math
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +98,18 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decode(path: Path, raw: bytes, dimensions: int) -> np.ndarray:
-    header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
-    if len(raw) < header or raw[:4] != magic:
+    if raw[:4] != magic:
         raise UsageError(
             f"{path} is not an IDX file of unsigned bytes in {dimensions} "
             f"dimension(s): it starts with {raw[:4].hex()}, not {magic.hex()}"
         )
-    shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    if len(raw) - header != math.prod(shape):
+    header = 4 + 4 * dimensions
+    shape = [int.from_bytes(raw[at : at + 4]) for at in range(4, header, 4)]
+    data = np.frombuffer(raw[header:], np.uint8)
+    if data.size != math.prod(shape):
         raise UsageError(
-            f"{path} holds {len(raw) - header} bytes of data but its header says "
+            f"{path} holds {data.size} bytes of data but its header says "
             f"{' x '.join(map(str, shape))}: it is truncated or damaged"
         )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    return data.reshape(shape)
