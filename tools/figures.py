@@ -65,8 +65,8 @@ def trace(axes: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any]) -> No
     x, y = x[finite], y[finite]
     if not len(x):
         return
-    faint = {"color": style["color"], "alpha": 0.25, "linewidth": 0.6}
-    axes.plot(x, y, rasterized=True, **faint)
+    faint = {"color": style["color"], "alpha": 0.25, "zorder": 1.5}
+    axes.plot(x, y, linewidth=0.6, rasterized=True, **faint)
     line(axes, x, running_median(y), style)
 
 
