@@ -119,6 +119,11 @@ def orthonormal(
     )
 
 
+def unreduced(problem: Problem) -> Problem:
+    """The same problem, solved in all its params: its first product is out of sight."""
+    return problem._replace(predict=jax.jit(problem.predict))
+
+
 class _FirstProduct(NamedTuple):
     """A network split behind its first product A = X W."""
 

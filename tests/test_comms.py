@@ -206,14 +206,14 @@ def test_cg_that_ends_too_soon_to_be_timed_is_refused():
 
 def test_the_command():
     command = [sys.executable, "tools/comms.py", HF, "--devices", "4", "--json"]
-    options = ["--cg-steps", "7", "--product-ms", "5", "--batch-size", "32"]
+    options = ["--cg-steps", "7", "--product-ms", "5", "--batch-size", "784"]
     done = subprocess.run(
         [*command, *options], cwd=ROOT, env=ENV, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["parameters"] == 7960
-    assert said["batch_size"] == 32
+    assert said["batch_size"] == 784
     outside, inside = said["collectives"]
     assert (outside["kind"], outside["in_loop"]) == ("all-reduce", False)
     assert (inside["kind"], inside["in_loop"]) == ("all-reduce", True)
@@ -224,6 +224,21 @@ def test_the_command():
     assert said["arithmetic_ms"][0]["per_cg_step"] == 5
     assert said["predictions"][0]["weak_efficiency"] == 1
     assert said["predictions"][0]["weak_ms"] > 7 * 5
+
+
+def test_a_reduced_step_is_listed_and_not_predicted(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["comms.py", HF, "--devices", "4", "--json"])
+    assert comms.main() == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "give the --batch-size of many devices" in said["not_predicted"]
+    unknowns = 64 * 10 + 10 + 110
+    gathered = {64 * 784, 64 * 10, 64 * 64}  # inputs, first product, Gram matrix
+    found = {(c["kind"], c["bytes"] // 4, c["in_loop"]) for c in said["collectives"]}
+    assert found == {("all-gather", n, False) for n in gathered} | {
+        ("all-reduce", unknowns + 2, False),
+        ("all-reduce", unknowns, True),
+    }
 
 
 @pytest.mark.parametrize(

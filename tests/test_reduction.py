@@ -13,7 +13,7 @@ from hfdist.curvature import quadratic
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
-from hfdist.reduction import gram, orthonormal
+from hfdist.reduction import gram, orthonormal, unreduced
 
 INPUTS, EXAMPLES, OUTPUTS = 14, 8, 3
 TIGHT = CG(max_steps=300, rtol=1e-12)
@@ -33,11 +33,6 @@ def problem_of(hidden, loss="softmax_cross_entropy", activation="tanh"):
     predict, params = functional(model.build(INPUTS, OUTPUTS, seed=0))
     params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
     return hfdist.Problem(predict, LOSSES[loss]), params
-
-
-def hidden(problem):
-    """The same problem with its first product out of sight."""
-    return problem._replace(predict=jax.jit(problem.predict))
 
 
 def batch_of(loss="softmax_cross_entropy", *, weighted=True, dtype=jnp.float64):
@@ -65,9 +60,9 @@ def reduces(problem, params, batch):
 
 def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
     assert reduces(problem, params, batch)
-    assert not reduces(hidden(problem), params, batch)
+    assert not reduces(unreduced(problem), params, batch)
     after, infos = loop(method.build(problem, mesh), params, batch)
-    expected, expected_infos = loop(method.build(hidden(problem)), params, batch)
+    expected, expected_infos = loop(method.build(unreduced(problem)), params, batch)
     assert relative_error(after, expected) < tolerance
     for info, other in zip(infos, expected_infos, strict=True):
         assert info.cg_steps == other.cg_steps
@@ -104,7 +99,7 @@ def test_coordinates_against_the_dense_matrix(coordinates, curvature):
     """g, C d and ⟨d, d'⟩ of steps in the range, from numpy's full-size matrices."""
     problem, params = problem_of((6,))
     batch, alone = batch_of(), collectives(None)
-    model = quadratic(hidden(problem), params, batch, curvature, alone)
+    model = quadratic(unreduced(problem), params, batch, curvature, alone)
     flat_N, unravel = ravel_pytree(params)
     c_NN = np.asarray(
         jax.vmap(lambda v: ravel_pytree(model.product(unravel(v)))[0])(
@@ -131,7 +126,7 @@ def test_a_gradient_from_outside_and_a_warm_start_are_solved_in_all_params():
     for method in (METHODS["newton"], METHODS["hf_tight"]):
         steps = [
             o.update(outside, o.init(params), params, batch=batch)[0]
-            for o in (method.build(problem), method.build(hidden(problem)))
+            for o in (method.build(problem), method.build(unreduced(problem)))
         ]
         assert relative_error(*steps) < 1e-9
     warm = HessianFree(damping=0.5, warm_start=0.9, cg=CG(max_steps=5))
@@ -203,7 +198,7 @@ def test_float32_stays_float32_and_agrees():
             updates, _ = optimizer.update(
                 None, optimizer.init(params), params, batch=batch
             )
-        plain = METHODS[name].build(hidden(problem))
+        plain = METHODS[name].build(unreduced(problem))
         expected, _ = plain.update(None, plain.init(params), params, batch=batch)
         assert {a.dtype for a in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
         assert relative_error(updates, expected) < 1e-4

@@ -55,11 +55,14 @@ from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
 from hfdist.solvers.cg import CG
 
-NOT_PREDICTED = (
-    "Not predicted: this method shares out the columns of a matrix, whatever the "
-    "batch, and every device factorises the whole of it; the model here is of work "
-    "that is shared out by examples."
-)
+NOT_PREDICTED = {
+    "dense": "Not predicted: this method shares out the columns of a matrix, whatever "
+    "the batch, and every device factorises the whole of it; the model here is of work "
+    "that is shared out by examples.",
+    "reduced": "Not predicted: this batch has fewer examples than an example has "
+    "inputs, so the step is solved in their span, at a cost that is not linear in the "
+    "batch; give the --batch-size of many devices, one of at least as many examples.",
+}
 TITLES = {
     "collectives": "Compiled for {devices} devices, a step has "
     "{bytes_per_step:,} bytes in {rounds_per_step:,} rounds",
@@ -200,7 +203,7 @@ def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "collectives": rows,
     }
     if any(c.kind != "all-reduce" for c in found):
-        return said | {"not_predicted": NOT_PREDICTED}
+        return said | {"not_predicted": NOT_PREDICTED["reduced" if cg else "dense"]}
     cost = measured_cost(config, examples)
     if arguments.product_ms:
         cost = cost._replace(per_cg_step=1e-3 * arguments.product_ms)

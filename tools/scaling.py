@@ -38,6 +38,7 @@ from hfdist.parallel import (
 )
 from hfdist.processes import joined
 from hfdist.pytree import parameter_count
+from hfdist.reduction import unreduced
 from measurement import Measurement, seconds_each
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
@@ -141,7 +142,7 @@ def _measure() -> dict[str, float]:
     """Seconds of a step on this process's and the others' shares, and of its parts."""
     mesh = hfdist.make_mesh(1)
     predict, params = functional(MLP(hidden=HIDDEN).build(784, 784, 0))
-    problem = hfdist.Problem(predict, hfdist.losses.squared_error)
+    problem = unreduced(hfdist.Problem(predict, hfdist.losses.squared_error))
     cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
     optimizer = hfdist.HessianFree(cg=cg).build(problem, mesh)
     params, state = replicate((params, optimizer.init(params)), mesh)
