@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoint")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     evaluate.add_argument("--step", type=int, help="its step; the newest by default")
+    evaluate.add_argument("--split", choices=("test", "train"), default="test")
     evaluate.set_defaults(run=_evaluate)
     checkpoints = commands.add_parser(
         "checkpoints", help="list a run's checkpoints, verifying each"
@@ -132,12 +133,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from hfdist.evaluate import evaluate
     from hfdist.progress import print_table
 
-    step, test = evaluate(arguments.run_dir, arguments.step)
+    split = arguments.split
+    step, means = evaluate(arguments.run_dir, arguments.step, split)
     print_table(
         [
             ("step", step),
-            ("test loss", f"{test.loss:.4f}"),
-            ("test accuracy", f"{test.accuracy:.4f}"),
+            (f"{split} loss", f"{means.loss:.4f}"),
+            (f"{split} accuracy", f"{means.accuracy:.4f}"),
         ]
     )
     return DONE

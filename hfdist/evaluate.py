@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hfdist.config import Config
-from hfdist.data.idx import Examples
+from hfdist.data.idx import Examples, Split
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.parallel import local_rows, place_chunk
 from hfdist.problem import Problem, weighted_sums
@@ -53,13 +53,15 @@ def evaluator(
     return evaluate_params
 
 
-def evaluate(run_dir: Path, step: int | None = None) -> tuple[int, Evaluation]:
+def evaluate(
+    run_dir: Path, step: int | None = None, split: Split = "test"
+) -> tuple[int, Evaluation]:
     """Evaluate a run's checkpoint, by default the newest: (its step, the means)."""
     from hfdist.resume import restore_params  # Orbax takes a while to import
 
     config = read_config(run_dir)
-    test = config.data.load("test")
+    examples = config.data.load(split)
     with jax.enable_x64(config.dtype == "float64"):
-        problem, params = config.build_problem(test.inputs.shape[1])
+        problem, params = config.build_problem(examples.inputs.shape[1])
         step, params = restore_params(run_dir, params, step)
-        return step, evaluator(problem, test, config, mesh=None)(params)
+        return step, evaluator(problem, examples, config, mesh=None)(params)

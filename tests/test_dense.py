@@ -42,9 +42,7 @@ def test_a_matrix_that_cannot_fit_is_refused_with_its_size(monkeypatch):
     small = {"w": jnp.zeros((7960,), jnp.float32)}
     Dense().check_memory(small)
     large = {"w": jax.ShapeDtypeStruct((784, 1000), jnp.float32)}
-    with pytest.raises(
-        ValueError, match=r"784,000 unknowns .* 7,375.9 GB .*HessianF"
-    ):
+    with pytest.raises(ValueError, match=r"784,000 unknowns .* 7,375.9 GB .*HessianF"):
         Dense().check_memory(large)
 
 
