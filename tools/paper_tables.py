@@ -1,5 +1,6 @@
 """The comparison with the paper in tables, as text."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ def tables(results: dict[str, Any]) -> list[Grid]:
         _time_table(compared, machine),
         *([_unreduced_table(unreduced, compared, machine)] if unreduced else ()),
         _table(
-            "Table 2. Training loss: mean over the steps of the last epoch",
+            "Table 2. Training loss: mean over the steps of the last epoch, and of the "
+            "params at the end over all training examples",
             compared,
-            {"train_loss": "training loss"},
+            {"train_loss": "last epoch's mean", "final_train_loss": "at the end"},
         ),
         _table(
             "Table 3. Test accuracy: at the end, and its mean over the evaluations, "
@@ -120,6 +122,9 @@ def _table(title: str, compared: Methods, figures: dict[str, str]) -> Grid:
         row = [_name(method), f"{method[next(iter(figures))]['paper']:.4f}"]
         for name in figures:
             figure = method[name]
+            if name == "final_train_loss" and math.isnan(figure["mean"]):
+                row += ["–"] * 3
+                continue
             verdict = {True: "yes", False: "no", None: "cut short"}
             row += [_range(figure), f"{figure['difference']:+.4f}"]
             row.append(verdict[figure["within"]])
