@@ -1,0 +1,318 @@
+"""The eigenvalue tool: dense float64 truth, known spectra, and the command."""
+
+import json
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from optax import tree
+
+import curvature_matrix
+import eigenvalues
+import hfdist
+import lanczos
+import spectrum
+from curvature_matrix import Matrix, matrix_at, placed_batches
+from hfdist.config import Config
+from hfdist.data.idx import IDX, Examples
+from hfdist.models.mlp import MLP
+from hfdist.train import train
+from idx_files import make_folder
+
+FEATURES, CLASSES, EXAMPLES, DARK = 5, 3, 34, 2
+CONFIG = Config(
+    method=hfdist.SGD(learning_rate=0.1),
+    model=MLP(hidden=(4,), activation="tanh"),
+    data=IDX(classes=CLASSES),
+)
+N = 39
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (EXAMPLES, FEATURES), dtype=np.uint8)
+PIXELS[:, DARK] = 0  # no derivative in the 4 weights from this pixel
+SMALL = Examples(PIXELS, RNG.integers(0, CLASSES, EXAMPLES).astype(np.uint8))
+
+
+def truth(curvature, predict, params):
+    """The matrix (N, N) of the mean cross-entropy, all examples at once."""
+    w_N, unravel = ravel_pytree(params)
+    inputs = jnp.asarray(PIXELS) / 255.0
+
+    def outputs(w_N):
+        return predict(unravel(w_N), {"inputs": inputs})
+
+    def mean_loss(w_N):
+        log_p_BC = jax.nn.log_softmax(outputs(w_N))
+        return -log_p_BC[np.arange(EXAMPLES), SMALL.labels].mean()
+
+    if curvature == "hessian":
+        return np.asarray(jax.jit(jax.hessian(mean_loss))(w_N))
+    j_BCN = np.asarray(jax.jit(jax.jacobian(outputs))(w_N))
+    p_BC = np.asarray(jax.nn.softmax(outputs(w_N)))
+    h_BCC = np.eye(CLASSES) * p_BC[:, None] - p_BC[:, :, None] * p_BC[:, None]
+    return np.einsum("bcn,bcd,bdm->nm", j_BCN, h_BCC, j_BCN) / EXAMPLES
+
+
+@pytest.fixture(scope="module")
+def net():
+    problem, params = replace(CONFIG, dtype="float64").build_problem(FEATURES)
+    random = np.random.default_rng(1)
+    return problem, jax.tree.map(lambda a: random.normal(size=a.shape), params)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
+    # 5 batches on one device and on four, the last with 6 examples of weight 0.
+    monkeypatch.setattr(curvature_matrix, "BATCH", 8)
+    monkeypatch.setattr(curvature_matrix, "BLOCK", 16)
+    problem, params = net
+    mesh = hfdist.make_mesh(devices)
+    matrix = matrix_at(problem, placed_batches(SMALL, mesh), curvature, mesh)(params)
+    assert (matrix.parameters, len(matrix.live_M)) == (N, N - 4)
+    found = eigenvalues.spectrum(matrix, top=10, force_exact=False)
+    expected_N = np.linalg.eigvalsh(truth(curvature, problem.predict, params))
+    np.testing.assert_allclose(np.sort(found.values_V), expected_N, rtol=0, atol=1e-12)
+    assert found.method == "exact"
+    assert found.zeros == np.sum(abs(expected_N) < 1e-12) >= 4
+    assert found.negative_share == np.sum(expected_N < -1e-12) / N
+    assert (found.negative_share > 0) == (curvature == "hessian")
+    by_modulus = expected_N[np.argsort(-abs(expected_N))]
+    np.testing.assert_allclose(found.top_K, by_modulus[:10], rtol=1e-8)
+
+
+def test_few_examples_are_padded_for_the_devices(net):
+    problem, params = net
+    few = Examples(SMALL.inputs[:3], SMALL.labels[:3])
+    found = []
+    for devices in (1, 4):
+        mesh = hfdist.make_mesh(devices)
+        at = matrix_at(problem, placed_batches(few, mesh), "hessian", mesh)
+        found.append(eigenvalues.exact(at(params), top=1).values_V)
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-12)
+
+
+def test_params_that_are_not_finite_are_refused(net):
+    problem, params = net
+    at = matrix_at(problem, placed_batches(SMALL, None), "hessian", None)
+    with pytest.raises(ValueError, match="not finite"):
+        at(tree.full_like(params, np.nan))
+
+
+def known(values_M):
+    """A Matrix of these eigenvalues, and 10 zero rows more."""
+    order = len(values_M)
+    q_MM = np.linalg.qr(np.random.default_rng(2).normal(size=(order, order)))[0]
+    a_MM = (q_MM * values_M) @ q_MM.T
+    return Matrix(order + 10, np.arange(order), lambda v: v @ a_MM, lambda: a_MM)
+
+
+# Like a network's: ten large ones, a long tail, and 40 that are negative.
+HEAVY = np.concatenate([np.geomspace(1, 10, 10), np.geomspace(1e-6, 0.3, 230)])
+INDEFINITE = np.concatenate([HEAVY, -np.geomspace(5e-3, 0.5, 40)])
+
+
+@pytest.mark.parametrize("values_M", [HEAVY, INDEFINITE], ids=["spd", "indefinite"])
+def test_lanczos_finds_a_known_spectrum(values_M):
+    found = eigenvalues.from_products(known(values_M), top=10)
+    by_modulus = values_M[np.argsort(-abs(values_M))]
+    np.testing.assert_allclose(found.top_K, by_modulus[:10], rtol=1e-8)
+    assert found.residuals_K is not None
+    assert found.residuals_K.max() < 1e-6
+    assert found.counts_V.sum() == pytest.approx(len(values_M) + 10)
+    assert found.moment(1) == pytest.approx(values_M.sum(), rel=0.01)
+    assert found.moment(2) == pytest.approx(np.sum(values_M**2), rel=0.01)
+    assert abs(found.moment(1) - values_M.sum()) < 3 * found.trace_error
+    assert found.largest == pytest.approx(10)
+    assert found.smallest == pytest.approx(values_M.min(), abs=1e-4)
+    negatives = np.sum(values_M < -found.zero_below)
+    assert found.negative_share * (len(values_M) + 10) == pytest.approx(negatives, 0.05)
+    assert found.zeros == 10
+
+
+def test_the_trace_is_unbiased_and_its_standard_error_right(monkeypatch):
+    monkeypatch.setattr(eigenvalues, "PAIRS", 20)
+    monkeypatch.setattr(eigenvalues, "STEPS", 2)  # exact for a trace
+    matrix = known(INDEFINITE)
+    runs = [eigenvalues.from_products(matrix, 10, seed) for seed in range(20)]
+    deviations = [(run.moment(1) - INDEFINITE.sum()) / run.trace_error for run in runs]
+    # Of 20 values of Student's t with 7 degrees of freedom.
+    assert abs(np.mean(deviations)) < 3 * np.sqrt(7 / 5 / 20)
+    assert 0.5 < np.std(deviations) < 2
+
+
+def test_quadrature_is_exact_for_polynomials_of_degree_below_twice_the_steps():
+    matrix = known(INDEFINITE)
+    a_MM = matrix.dense()
+    rule = lanczos.quadrature(matrix.product, np.zeros((280, 0)), 2, steps=4, seed=3)
+    probes_PM = np.random.default_rng(3).normal(size=(2, 280))
+    for p, u_M in enumerate(probes_PM / np.linalg.norm(probes_PM, axis=1)[:, None]):
+        for degree in range(8):
+            expected = u_M @ np.linalg.matrix_power(a_MM, degree) @ u_M
+            actual = rule.weights_Pm[p] @ rule.nodes_Pm[p] ** degree
+            assert actual == pytest.approx(expected, rel=1e-10)
+        exceeded = rule.weights_Pm[p] @ rule.nodes_Pm[p] ** 8
+        assert exceeded != pytest.approx(
+            u_M @ np.linalg.matrix_power(a_MM, 8) @ u_M, rel=1e-10
+        )
+
+
+def test_more_steps_than_eigenvalues_do_no_harm():
+    values_M = np.repeat([-1.0, 2.0, 5.0], 20)
+    rule = lanczos.quadrature(known(values_M).product, np.zeros((60, 0)), 3, 30, seed=0)
+    assert np.all(np.isfinite(rule.nodes_Pm))
+    assert np.sum(rule.weights_Pm, axis=1) == pytest.approx(1)
+    heavy = rule.nodes_Pm[rule.weights_Pm > 1e-8]
+    assert np.min(abs(heavy[:, None] - [-1, 2, 5]), axis=1) == pytest.approx(0)
+
+
+def test_the_density_integrates_to_one_and_peaks_at_the_eigenvalues():
+    found = eigenvalues.exact(known(np.array([2.0, -3.0])), top=2)
+    x_G = np.linspace(-10, 10, 4001)
+    density_G = found.density(x_G, scale=0.1)
+    assert np.trapezoid(density_G, x_G) == pytest.approx(1, rel=1e-9)
+    assert x_G[np.argmax(density_G)] == pytest.approx(0)  # 10 zero rows
+    right, left = x_G > 1, x_G < -1
+    assert np.trapezoid(density_G[right], x_G[right]) == pytest.approx(1 / 12)
+    assert x_G[right][np.argmax(density_G[right])] == pytest.approx(
+        np.arcsinh(20), abs=0.005
+    )
+    assert x_G[left][np.argmax(density_G[left])] == pytest.approx(
+        -np.arcsinh(30), abs=0.005
+    )
+
+
+def test_condition():
+    found = eigenvalues.exact(known(np.array([8.0, -2.0])), top=1)
+    assert spectrum.condition(found, 4.0) == pytest.approx(12 / 2)
+    assert spectrum.condition(found, 2.0) == np.inf
+    assert np.isnan(spectrum.condition(found, 1.0))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run with checkpoints at steps 4 and 8."""
+    folder = tmp_path_factory.mktemp("spectrum")
+    make_folder(folder / "data")
+    config = replace(
+        CONFIG,
+        data=IDX(dir=folder / "data", classes=CLASSES),
+        method=hfdist.HessianFree(damping=4.0),
+        batch_size=8,
+        max_steps=8,
+        steps_per_dispatch=4,
+        checkpoint_steps=4,
+        run_dir=folder / "run",
+        compilation_cache=None,
+    )
+    train(config)
+    return folder / "run"
+
+
+def command(monkeypatch, capsys, *arguments):
+    """(exit code, stdout, stderr) of tools/spectrum.py."""
+    monkeypatch.setattr(sys, "argv", ["spectrum.py", *map(str, arguments)])
+    code = spectrum.main()
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_command_over_devices(run_dir, tmp_path, monkeypatch, capsys):
+    one, four = (
+        json.loads(
+            command(
+                monkeypatch, capsys, run_dir, "--json", "--devices", devices,
+                "--out", tmp_path / f"on{devices}", "--top", 3,
+            )[1]
+        )
+        for devices in (1, 4)
+    )  # fmt: skip
+    assert [(row["step"], row["curvature"]) for row in one["spectra"]] == [
+        (4, "hessian"), (4, "gauss_newton"), (8, "hessian"), (8, "gauss_newton")
+    ]  # fmt: skip
+    assert one["parameters"] == 83
+    assert one["damping"] == 4
+    for row, same in zip(one["spectra"], four["spectra"], strict=True):
+        assert len(row["top"]) == 3
+        assert row["top"] == pytest.approx(same["top"], rel=1e-10)
+        assert row["negative_share"] == same["negative_share"]
+        assert row["zeros"] == same["zeros"]
+        expected = (row["largest"] + 4) / (row["smallest"] + 4)
+        assert row["condition"] == pytest.approx(expected)
+    assert one["spectra"][0]["top"] != one["spectra"][2]["top"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "on1.png", "on1.svg", "on4.png", "on4.svg"
+    }  # fmt: skip
+
+
+def test_the_table(run_dir, tmp_path, monkeypatch, capsys):
+    arguments = "--step", 8, "--curvature", "hessian", "--out", tmp_path / "a"
+    code, out, _ = command(monkeypatch, capsys, run_dir, *arguments)
+    assert code == 0
+    assert "83 parameters" in out
+    assert "exact: all eigenvalues computed" in out
+    assert "step 8, hessian" in out
+    assert "step 4" not in out
+    assert "gauss_newton" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--step", "5"], "no checkpoint of step 5; its steps are [4, 8]"),
+        (["--examples", "0"], "--examples is 0: use 1 or more"),
+        (["--top", "0"], "--top is 0: use 1 or more"),
+        (["--devices", "99"], "--devices 99"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    arguments, message, run_dir, monkeypatch, capsys
+):
+    code, out, err = command(monkeypatch, capsys, run_dir, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_a_folder_that_is_no_run_and_a_matrix_too_large_are_mistakes(
+    run_dir, tmp_path, monkeypatch, capsys
+):
+    code, _, err = command(monkeypatch, capsys, tmp_path)
+    assert code == 2
+    assert "is not a run directory" in err
+    monkeypatch.setattr(eigenvalues, "device_memory", lambda: 1000)
+    code, _, err = command(monkeypatch, capsys, run_dir, "--exact")
+    assert code == 2
+    assert "leave out --exact" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_lanczos_on_a_trained_network(tmp_path):
+    """784-2-10 on MNIST: moments within 1 %, the top within 1e-4 of the exact ones."""
+    config = replace(
+        CONFIG,
+        data=IDX(),
+        model=MLP(hidden=(2,)),
+        max_steps=100,
+        run_dir=tmp_path / "run",
+    )
+    train(config)
+    examples = spectrum.first_examples(config, 1000)
+    problem, like = config.build_problem(784)
+    _, params = spectrum.restore_params(tmp_path / "run", like)
+    for curvature in ("hessian", "gauss_newton"):
+        at = matrix_at(problem, placed_batches(examples, None), curvature, None)
+        matrix = at(params)
+        truly = eigenvalues.exact(matrix, top=10)
+        found = eigenvalues.from_products(matrix, top=10)
+        assert found.moment(1) == pytest.approx(truly.moment(1), rel=0.01)
+        assert found.moment(2) == pytest.approx(truly.moment(2), rel=0.01)
+        np.testing.assert_allclose(found.top_K, truly.top_K, rtol=1e-4)
+        assert found.smallest == pytest.approx(truly.smallest, abs=1e-6)
+        below = np.sum(truly.values_V < -found.zero_below)
+        assert found.negative_share * matrix.parameters == pytest.approx(below, abs=5)
