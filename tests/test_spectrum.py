@@ -63,8 +63,9 @@ def net():
     return problem, jax.tree.map(lambda a: random.normal(size=a.shape), params)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize(
+    ("curvature", "devices"), [("hessian", 1), ("hessian", 4), ("gauss_newton", 4)]
+)
 def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     # 5 batches on one device and on four, the last with 6 examples of weight 0.
     monkeypatch.setattr(curvature_matrix, "BATCH", 8)
@@ -87,12 +88,12 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
 def test_few_examples_are_padded_for_the_devices(net):
     problem, params = net
     few = Examples(SMALL.inputs[:3], SMALL.labels[:3])
-    found = []
+    images, probe_1M = [], np.random.default_rng(4).normal(size=(1, N - 4))
     for devices in (1, 4):
         mesh = hfdist.make_mesh(devices)
-        at = matrix_at(problem, placed_batches(few, mesh), "hessian", mesh)
-        found.append(eigenvalues.exact(at(params), top=1).values_V)
-    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-12)
+        at = matrix_at(problem, placed_batches(few, mesh), "gauss_newton", mesh)
+        images.append(at(params).product(probe_1M))
+    np.testing.assert_allclose(images[0], images[1], rtol=0, atol=1e-14)
 
 
 def test_params_that_are_not_finite_are_refused(net):
@@ -137,10 +138,10 @@ def test_the_trace_is_unbiased_and_its_standard_error_right(monkeypatch):
     monkeypatch.setattr(eigenvalues, "PAIRS", 20)
     monkeypatch.setattr(eigenvalues, "STEPS", 2)  # exact for a trace
     matrix = known(INDEFINITE)
-    runs = [eigenvalues.from_products(matrix, 10, seed) for seed in range(20)]
+    runs = [eigenvalues.from_products(matrix, 10, seed) for seed in range(10)]
     deviations = [(run.moment(1) - INDEFINITE.sum()) / run.trace_error for run in runs]
-    # Of 20 values of Student's t with 7 degrees of freedom.
-    assert abs(np.mean(deviations)) < 3 * np.sqrt(7 / 5 / 20)
+    # Of 10 values of Student's t with 7 degrees of freedom.
+    assert abs(np.mean(deviations)) < 3 * np.sqrt(7 / 5 / 10)
     assert 0.5 < np.std(deviations) < 2
 
 
@@ -220,43 +221,33 @@ def command(monkeypatch, capsys, *arguments):
     return code, said.out, said.err
 
 
-def test_the_command_over_devices(run_dir, tmp_path, monkeypatch, capsys):
-    one, four = (
-        json.loads(
-            command(
-                monkeypatch, capsys, run_dir, "--json", "--devices", devices,
-                "--out", tmp_path / f"on{devices}", "--top", 3,
-            )[1]
-        )
-        for devices in (1, 4)
-    )  # fmt: skip
-    assert [(row["step"], row["curvature"]) for row in one["spectra"]] == [
+def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
+    options = "--devices", 4, "--top", 3, "--out", tmp_path / "drawn"
+    code, out, _ = command(monkeypatch, capsys, run_dir, "--json", *options)
+    assert code == 0
+    said = json.loads(out)
+    assert said["parameters"] == 83
+    assert said["damping"] == 4
+    assert [(row["step"], row["curvature"]) for row in said["spectra"]] == [
         (4, "hessian"), (4, "gauss_newton"), (8, "hessian"), (8, "gauss_newton")
     ]  # fmt: skip
-    assert one["parameters"] == 83
-    assert one["damping"] == 4
-    for row, same in zip(one["spectra"], four["spectra"], strict=True):
+    for row in said["spectra"]:
         assert len(row["top"]) == 3
-        assert row["top"] == pytest.approx(same["top"], rel=1e-10)
-        assert row["negative_share"] == same["negative_share"]
-        assert row["zeros"] == same["zeros"]
         expected = (row["largest"] + 4) / (row["smallest"] + 4)
         assert row["condition"] == pytest.approx(expected)
-    assert one["spectra"][0]["top"] != one["spectra"][2]["top"]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "on1.png", "on1.svg", "on4.png", "on4.svg"
-    }  # fmt: skip
+    assert said["spectra"][0]["top"] != said["spectra"][2]["top"]
+    assert {path.name for path in tmp_path.iterdir()} == {"drawn.png", "drawn.svg"}
 
 
 def test_the_table(run_dir, tmp_path, monkeypatch, capsys):
-    arguments = "--step", 8, "--curvature", "hessian", "--out", tmp_path / "a"
-    code, out, _ = command(monkeypatch, capsys, run_dir, *arguments)
+    options = "--step", 8, "--curvature", "gauss_newton", "--out", tmp_path / "a"
+    code, out, _ = command(monkeypatch, capsys, run_dir, *options)
     assert code == 0
     assert "83 parameters" in out
     assert "exact: all eigenvalues computed" in out
-    assert "step 8, hessian" in out
+    assert "step 8, gauss_newton" in out
     assert "step 4" not in out
-    assert "gauss_newton" not in out
+    assert "hessian" not in out
 
 
 @pytest.mark.parametrize(
