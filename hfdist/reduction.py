@@ -49,26 +49,16 @@ class Coordinates(NamedTuple):
     expand: Linear  # s -> the step d in the params given
 
 
-def full(
-    problem: Problem, params: PyTree, batch: Batch, devices: Collectives
-) -> Coordinates:
+def full(problem: Problem, params: PyTree) -> Coordinates:
     """The params themselves."""
-    del batch, devices
     return Coordinates(problem, params, _same, _same, inner, _same)
 
 
-def gram(
-    problem: Problem, params: PyTree, batch: Batch, devices: Collectives
-) -> Coordinates:
+def gram(first: "FirstProduct", devices: Collectives) -> Coordinates:
     """Coordinates for CG: s and TᵀT s side by side, for one product with XXᵀ a step.
 
     Each is one flat vector: beside a small network every array costs time of its own.
-    The params themselves, where the network does not begin with a product inputs @
-    kernel or the batch has d examples or more.
     """
-    first = _first_product(problem, params, batch, devices)
-    if first is None:
-        return full(problem, params, batch, devices)
     x_BD = devices.gather(first.inputs)
     gram_BB = devices.gather(_matmul(first.inputs, x_BD.T))
 
@@ -96,13 +86,8 @@ def gram(
     )
 
 
-def orthonormal(
-    problem: Problem, params: PyTree, batch: Batch, devices: Collectives
-) -> Coordinates:
-    """Coordinates for a dense solve; the params themselves as for `gram`."""
-    first = _first_product(problem, params, batch, devices)
-    if first is None:
-        return full(problem, params, batch, devices)
+def orthonormal(first: "FirstProduct", devices: Collectives) -> Coordinates:
+    """Coordinates for a dense solve, a pytree like the params."""
     q_DB, r_BB = jnp.linalg.qr(devices.gather(first.inputs).T)
 
     def times(matrix, tree):
@@ -119,12 +104,7 @@ def orthonormal(
     )
 
 
-def unreduced(problem: Problem) -> Problem:
-    """The same problem, solved in all its params: its first product is out of sight."""
-    return problem._replace(predict=jax.jit(problem.predict))
-
-
-class _FirstProduct(NamedTuple):
+class FirstProduct(NamedTuple):
     """A network split behind its first product A = X W."""
 
     rest: Problem  # predicts from params with A (B, m) of all devices as the kernel
@@ -134,21 +114,33 @@ class _FirstProduct(NamedTuple):
     join: Callable[[jax.Array, jax.Array], PyTree]
 
 
-def _first_product(problem, params, batch, devices) -> _FirstProduct | None:
-    """The split, found in the program that predict is; None without such a product."""
+def first_product(
+    problem: Problem, params: PyTree, batch: Batch, devices: Collectives
+) -> FirstProduct | None:
+    """The split, found in the program that predict is.
+
+    None if it does not begin with inputs @ kernel, or the batch has d examples or more.
+    """
     if "inputs" not in batch:
         return None
     leaves, structure = jax.tree.flatten(params)
     traced = jax.make_jaxpr(problem.predict, return_shape=True)
     program, outputs = traced(devices.vary(params), batch)
-    index = _kernel_index(program.jaxpr, len(leaves), sorted(batch).index("inputs"))
-    x_BD = batch["inputs"]
-    if index is None:
+    x = program.jaxpr.invars[len(leaves) + sorted(batch).index("inputs")]
+    product = _product(program.jaxpr, x, program.jaxpr.invars[: len(leaves)])
+    if product is None:
         return None
+    x_BD, kernel = batch["inputs"], product.invars[1]
+    index = program.jaxpr.invars.index(kernel)
     a_BM = devices.gather(x_BD @ leaves[index])
     if len(a_BM) >= x_BD.shape[1]:
         return None
-    run = core.jaxpr_as_fun(_without_product(program, index))
+    # The program without the product takes A where it took the kernel.
+    behind = program.jaxpr.replace(
+        invars=[product.outvars[0] if v is kernel else v for v in program.jaxpr.invars],
+        eqns=[equation for equation in program.jaxpr.eqns if equation is not product],
+    )
+    run = core.jaxpr_as_fun(program.replace(jaxpr=behind))
 
     def predict(params, batch):
         leaves = jax.tree.leaves(params)
@@ -169,32 +161,20 @@ def _first_product(problem, params, batch, devices) -> _FirstProduct | None:
         return structure.unflatten(leaves)
 
     rest = Problem(predict, problem.loss)
-    return _FirstProduct(rest, join(split(params)[0], a_BM), x_BD, split, join)
+    return FirstProduct(rest, join(split(params)[0], a_BM), x_BD, split, join)
 
 
-def _kernel_index(program: core.Jaxpr, leaves: int, position: int) -> int | None:
-    """Which of the params W is, if inputs @ W is the only use of both; else None."""
-    inputs = program.invars[leaves + position]
-    product = _only_use(program, inputs)
+def _product(program: core.Jaxpr, x: core.Var, params: list) -> core.JaxprEqn | None:
+    """The equation x @ W, if it is the only use of both and W one of the params."""
+    product = _only_use(program, x)
     if product is None or product.primitive is not core.primitives.dot_general_p:
         return None
     kernel = product.invars[1]
-    matrix = len(getattr(inputs.aval, "shape", ())) == 2
     plain = product.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
-    if not (matrix and plain and kernel in program.invars[:leaves]):
-        return None
-    return program.invars.index(kernel) if _only_use(program, kernel) else None
-
-
-def _without_product(program: core.ClosedJaxpr, index: int) -> core.ClosedJaxpr:
-    """The program that takes A where it took the kernel."""
-    kernel = program.jaxpr.invars[index]
-    product = _only_use(program.jaxpr, kernel)
-    assert product is not None
-    invars = list(program.jaxpr.invars)
-    invars[index] = product.outvars[0]
-    eqns = [equation for equation in program.jaxpr.eqns if equation is not product]
-    return program.replace(jaxpr=program.jaxpr.replace(invars=invars, eqns=eqns))
+    plain &= len(getattr(x.aval, "shape", ())) == 2
+    return (
+        product if plain and kernel in params and _only_use(program, kernel) else None
+    )
 
 
 def _only_use(program: core.Jaxpr, variable: core.Var) -> core.JaxprEqn | None:

@@ -1,8 +1,10 @@
-"""Newton's method with its matrix over all the params, as the paper has it."""
+"""Solves over all the params, as the paper has them."""
 
 from dataclasses import dataclass, replace
 
-from hfdist import Newton
+import jax
+
+from hfdist import Newton, Problem
 from hfdist.config import Config
 
 METHODS = ("newton", "damped_newton")
@@ -10,17 +12,15 @@ METHODS = ("newton", "damped_newton")
 
 @dataclass(frozen=True, kw_only=True)
 class Unreduced(Newton):
-    """Newton without the input reduction of hfdist/reduction.py: N unknowns, not fewer.
-
-    The reduction asks for a network that begins with inputs @ kernel, so one that
-    begins with another operation is left as it is.
-    """
+    """Newton without the input reduction of hfdist/reduction.py: all N unknowns."""
 
     def build(self, problem, mesh=None):
-        def predict(params, batch):
-            return problem.predict(params, {**batch, "inputs": 1.0 * batch["inputs"]})
+        return super().build(in_all_params(problem), mesh)
 
-        return super().build(problem._replace(predict=predict), mesh)
+
+def in_all_params(problem: Problem) -> Problem:
+    """The same problem, never reduced: its first product is inside a program."""
+    return problem._replace(predict=jax.jit(problem.predict))
 
 
 def unreduced(config: Config, steps: int) -> Config:

@@ -27,7 +27,7 @@ from hfdist.damping import (
 from hfdist.methods.method import Info, State, initial_info, transformation
 from hfdist.parallel import collectives
 from hfdist.problem import Problem
-from hfdist.reduction import Coordinates, full
+from hfdist.reduction import Coordinates, first_product, full
 from hfdist.solvers.solution import Solution
 
 
@@ -71,14 +71,18 @@ def second_order(
 
     def step(gradient, state, params, batch):
         memory = state.inner
-        in_range = gradient is None and memory.start is None
-        chosen = coordinates if in_range else full
-        space = chosen(problem, params, batch, devices)
+
+        def choose(params, batch, devices):
+            in_range = gradient is None and memory.start is None
+            first = first_product(problem, params, batch, devices) if in_range else None
+            return coordinates(first, devices) if first else full(problem, params)
+
+        space = choose(params, batch, devices)
         with jax.named_scope("gradient"):
             model = quadratic(space.problem, space.params, batch, curvature, devices)
         product = model.product
         if whole_batch and mesh is not None:
-            product = _whole_product(problem, params, batch, curvature, devices, chosen)
+            product = _whole_product(choose, params, batch, curvature, devices)
 
         def damped_product(v):
             with jax.named_scope("product"):
@@ -126,11 +130,11 @@ def second_order(
     return transformation(init, step, mesh)
 
 
-def _whole_product(problem, params, batch, curvature, devices, coordinates):
+def _whole_product(choose, params, batch, curvature, devices):
     """v -> C v over the batch of all devices, computed on this one."""
     local, examples = devices.vary((params, devices.gather(batch)))
     alone = collectives(None)
-    space = coordinates(problem, local, examples, alone)
+    space = choose(local, examples, alone)
     return quadratic(space.problem, space.params, examples, curvature, alone).product
 
 
