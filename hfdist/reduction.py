@@ -172,9 +172,9 @@ def _product(program: core.Jaxpr, x: core.Var, params: list) -> core.JaxprEqn | 
     kernel = product.invars[1]
     plain = product.params["dimension_numbers"] == (((1,), (0,)), ((), ()))
     plain &= len(getattr(x.aval, "shape", ())) == 2
-    return (
-        product if plain and kernel in params and _only_use(program, kernel) else None
-    )
+    if not plain or isinstance(kernel, core.Literal) or kernel not in params:
+        return None
+    return product if _only_use(program, kernel) else None
 
 
 def _only_use(program: core.Jaxpr, variable: core.Var) -> core.JaxprEqn | None:
