@@ -67,8 +67,9 @@ def net():
     ("curvature", "devices"), [("hessian", 1), ("hessian", 4), ("gauss_newton", 4)]
 )
 def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
-    # 5 batches on one device and on four, the last with 6 examples of weight 0.
-    monkeypatch.setattr(curvature_matrix, "BATCH", 8)
+    # Batches of 6, or of 8 that four devices share, the last with 2 examples and 6 of
+    # weight 0, all that three of the devices have.
+    monkeypatch.setattr(curvature_matrix, "BATCH", 6)
     monkeypatch.setattr(curvature_matrix, "BLOCK", 16)
     problem, params = net
     mesh = hfdist.make_mesh(devices)
@@ -83,17 +84,6 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     assert (found.negative_share > 0) == (curvature == "hessian")
     by_modulus = expected_N[np.argsort(-abs(expected_N))]
     np.testing.assert_allclose(found.top_K, by_modulus[:10], rtol=1e-8)
-
-
-def test_few_examples_are_padded_for_the_devices(net):
-    problem, params = net
-    few = Examples(SMALL.inputs[:3], SMALL.labels[:3])
-    images, probe_1M = [], np.random.default_rng(4).normal(size=(1, N - 4))
-    for devices in (1, 4):
-        mesh = hfdist.make_mesh(devices)
-        at = matrix_at(problem, placed_batches(few, mesh), "gauss_newton", mesh)
-        images.append(at(params).product(probe_1M))
-    np.testing.assert_allclose(images[0], images[1], rtol=0, atol=1e-14)
 
 
 def test_params_that_are_not_finite_are_refused(net):
@@ -227,6 +217,7 @@ def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
     assert code == 0
     said = json.loads(out)
     assert said["parameters"] == 83
+    assert said["examples"] == 100
     assert said["damping"] == 4
     assert [(row["step"], row["curvature"]) for row in said["spectra"]] == [
         (4, "hessian"), (4, "gauss_newton"), (8, "hessian"), (8, "gauss_newton")
@@ -237,17 +228,14 @@ def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
         assert row["condition"] == pytest.approx(expected)
     assert said["spectra"][0]["top"] != said["spectra"][2]["top"]
     assert {path.name for path in tmp_path.iterdir()} == {"drawn.png", "drawn.svg"}
-
-
-def test_the_table(run_dir, tmp_path, monkeypatch, capsys):
-    options = "--step", 8, "--curvature", "gauss_newton", "--out", tmp_path / "a"
-    code, out, _ = command(monkeypatch, capsys, run_dir, *options)
+    # The same as a table.
+    monkeypatch.setattr(spectrum, "report", lambda _: said)
+    code, out, _ = command(monkeypatch, capsys, run_dir)
     assert code == 0
-    assert "83 parameters" in out
-    assert "exact: all eigenvalues computed" in out
-    assert "step 8, gauss_newton" in out
-    assert "step 4" not in out
-    assert "hessian" not in out
+    assert "83 parameters, 100 examples" in out
+    for row in said["spectra"]:
+        assert f"{row['largest']:.4g}" in out
+        assert f"step {row['step']}, {row['curvature']}: {row['top'][0]:.5g}" in out
 
 
 @pytest.mark.parametrize(
@@ -276,10 +264,11 @@ def test_a_folder_that_is_no_run_and_a_matrix_too_large_are_mistakes(
     assert code == 2
     assert "is not a run directory" in err
     monkeypatch.setattr(eigenvalues, "device_memory", lambda: 1000)
-    code, _, err = command(monkeypatch, capsys, run_dir, "--exact")
-    assert code == 2
-    assert "leave out --exact" in err
-    assert err.count("\n") == 1
+    for options, remedy in ((["--exact"], "leave out --exact"), ([], "smaller net")):
+        code, _, err = command(monkeypatch, capsys, run_dir, *options)
+        assert code == 2
+        assert remedy in err
+        assert err.count("\n") == 1
 
 
 @pytest.mark.slow

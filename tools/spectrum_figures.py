@@ -23,7 +23,7 @@ def draw(found: Sequence[Found], damping: float, prefix: Path) -> list[Path]:
     steps = sorted({one.step for one in found})
     last = [one for one in found if one.step == steps[-1]]
     if len(steps) == 1:
-        drawn = figures.figure(7, 4.5)
+        drawn = figures.figure(10, 4.5)
         _density(drawn.subplots(), last, damping)
     else:
         drawn = figures.figure(10, 8)
