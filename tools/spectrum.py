@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -77,10 +78,13 @@ def first_examples(config: Config, count: int) -> Examples:
 
 
 def spectra(
-    config: Config, examples: Examples, steps: list[int], arguments: argparse.Namespace
+    config: Config,
+    examples: Examples,
+    mesh: Mesh | None,
+    steps: list[int],
+    arguments: argparse.Namespace,
 ) -> list[Found]:
     """The spectra of each curvature at each step."""
-    mesh = make_mesh(arguments.devices)  # before anything else starts JAX
     problem, like = config.build_problem(examples.inputs.shape[1])
     eigenvalues.check_memory(parameter_count(like), arguments.exact)
     batches = placed_batches(examples, mesh)
@@ -112,11 +116,12 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} is {getattr(arguments, name)}: use 1 or more")
     config = read_config(arguments.run_dir)
+    mesh = make_mesh(arguments.devices)  # before Orbax starts JAX
     steps = steps_of(arguments.run_dir, arguments.step)
     damping = getattr(config.method, "damping", 0.0)
     examples = first_examples(config, arguments.examples)
     with jax.enable_x64(True):
-        found = spectra(config, examples, steps, arguments)
+        found = spectra(config, examples, mesh, steps, arguments)
     rows = [
         {"step": one.step, "curvature": one.curvature}
         | eigenvalues.to_json(one.spectrum)
