@@ -171,6 +171,7 @@ def _watch(place: Place) -> None:
             news = json.dumps([1, f"process 0 at {place.coordinator} {GONE}"])
         if _done.is_set():
             return
+        _let_others_read()
         _exit(*json.loads(news))
 
 
@@ -201,8 +202,7 @@ def _fail(store: Any, error: BaseException) -> NoReturn:
         traceback.print_exception(error)
         code, message = 1, f"{type(error).__name__}: {error}"
     _say(store, code, f"process {global_state.process_id}: {message}")
-    if is_first():
-        time.sleep(1)  # the store dies with this process: let the others read it
+    _let_others_read()
     _exit(code, message)
 
 
@@ -218,6 +218,11 @@ def _say(store: Any, code: int, message: str) -> None:
     # The first to speak is heard: what fails after it fails because of it.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         store.key_value_set(FAILED, json.dumps([code, message]))
+
+
+def _let_others_read() -> None:
+    if is_first():
+        time.sleep(BEAT)  # the store dies with this process
 
 
 def _exit(code: int, message: str) -> NoReturn:

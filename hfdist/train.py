@@ -75,7 +75,7 @@ def _train(config: Config, mesh: Mesh | None, asked: threading.Event) -> Result:
             programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
             measure = evaluator(problem, test_set, config, mesh)
             feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
-            traced = spans[:2][-1:] if config.profile and is_first() else []
+            traced = spans[:2][-1:] if config.profile else []
             scans = _scans(programs, carry, spans, feed, recorder, traced)
             carry = _run(scans, carry, recorder, measure, checkpoints, config, asked)
             result = recorder.result
@@ -98,7 +98,7 @@ def _profiled(recorder: Recorder) -> Iterator[None]:
     folder = recorder.result.run_dir / "profile"
     recorder.catch_up()
     first = recorder.result.steps + 1
-    with jax.profiler.trace(str(folder)):
+    with jax.profiler.trace(str(folder)) if is_first() else nullcontext():
         recorder.start()
         yield
         recorder.catch_up()
