@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.flatten_util import ravel_pytree
 
+from hfdist.curvature import Quadratic
 from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree, inner
@@ -36,10 +37,7 @@ Linear = Callable[[Any], Any]
 
 
 class Coordinates(NamedTuple):
-    """Where a step is solved for: a problem, and a linear map from coordinates.
-
-    A product with C takes the coordinates s to back(M into(s)).
-    """
+    """Where a step is solved for: a problem, and a linear map from coordinates."""
 
     problem: Problem
     params: PyTree  # those of `problem`
@@ -47,6 +45,15 @@ class Coordinates(NamedTuple):
     back: Linear  # a gradient in `params` -> coordinates; the adjoint of `into`
     inner: Callable[[Any, Any], jax.Array]  # ⟨d, d'⟩ from s and s'
     expand: Linear  # s -> the step d in the params given
+
+
+def pulled_back(model: Quadratic, space: Coordinates) -> Quadratic:
+    """A quadratic model in the params of a space, as one in its coordinates."""
+    return Quadratic(
+        value=model.value,
+        gradient=space.back(model.gradient),
+        product=lambda s: space.back(model.product(space.into(s))),
+    )
 
 
 def full(problem: Problem, params: PyTree) -> Coordinates:

@@ -38,7 +38,7 @@ ONLY = {
     "place": {"errors"},
     "processes": {"errors", "place"},
     "problem": {"pytree"},
-    "reduction": {"parallel", "problem", "pytree"},
+    "reduction": {"curvature", "parallel", "problem", "pytree"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

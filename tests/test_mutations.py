@@ -19,7 +19,7 @@ RESIDUAL = "r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)"
 PSUM = "jax.lax.psum(flat, AXIS)"
 REDUCED = "devices.reduce(local_product(devices.vary(v)))"
 UNCHECKED = ("parallel.py", "check_vma=True,", "check_vma=False,")
-START = "start = () if memory.start is None else (memory.start,)"
+START = "choice.solve(damped_product, b, memory.start, space.inner)"
 
 # name: (file, what stands there, what replaces it, the tests that notice)
 MUTATIONS = {
@@ -52,7 +52,7 @@ MUTATIONS = {
     "forget the warm start": (
         "methods/second_order.py",
         START,
-        "start = ()",
+        START.replace("memory.start", "None"),
         "methods",
     ),
     "walk on through negative curvature": (
@@ -63,8 +63,8 @@ MUTATIONS = {
     ),
     "accept every step": (
         "methods/second_order.py",
-        "step = tree.where(accepted, step, zeros)",
-        "pass",
+        "step = tree.where(info.accepted, space.expand(step), zeros)",
+        "step = space.expand(step)",
         "methods",
     ),
     "never fall back to LU": (
@@ -105,9 +105,15 @@ MUTATIONS = {
     ),
     "compute columns from a device's own examples": (
         "methods/second_order.py",
-        "devices.vary(params), devices.gather(batch)",
-        "devices.vary(params), batch",
+        "devices.vary((params, devices.gather(batch)))",
+        "devices.vary((params, batch))",
         "parallel",
+    ),
+    "measure reduced steps by their coordinates": (
+        "reduction.py",
+        "inner=lambda a, b: inner(a[0], b[1])",
+        "inner=lambda a, b: inner(a[0], b[0])",
+        "reduction",
     ),
     "drop the last, partial batch": (
         "data/pipeline.py",

@@ -1,5 +1,7 @@
 """Steps in the span of the inputs against the same steps in all the params."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,17 +77,39 @@ def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
             assert float(getattr(info, name)) == expected_value
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("devices", [1, 2, 4])
+QUICK = {("newton_lm", 1), ("hf", 2), ("newton", 4), ("hf_lm", 4), ("hf_hessian", 4)}
+
+
+def each(values, quick):
+    """Parameters, all but the quick ones marked slow."""
+    return [
+        v if v in quick else pytest.param(*v, marks=pytest.mark.slow) for v in values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"), each(itertools.product(METHODS, [1, 2, 4]), QUICK)
+)
 def test_reduced_steps_are_the_unreduced_ones(name, devices):
     problem, params = problem_of((6,))
     mesh = hfdist.make_mesh(devices)
     assert_same(METHODS[name], problem, params, batch_of(), mesh)
 
 
-@pytest.mark.parametrize("widths", [(), (5,), (6, 4, 5)])
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", ["newton", "hf"])
+DEPTHS = {
+    ("newton", "softmax_cross_entropy", (6, 4, 5)),
+    ("newton", "squared_error", (5,)),
+    ("hf", "log_cosh", ()),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "widths"),
+    each(
+        itertools.product(["newton", "hf"], LOSSES, [(), (5,), (6, 4, 5)]),
+        DEPTHS,
+    ),
+)
 def test_any_depth_and_loss(name, loss, widths):
     activation = "softplus" if len(widths) == 1 else "relu"
     problem, params = problem_of(widths, loss, activation)

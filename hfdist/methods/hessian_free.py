@@ -6,7 +6,7 @@ from hfdist.curvature import Curvature
 from hfdist.damping import DampingRule
 from hfdist.errors import UsageError
 from hfdist.methods.method import Method, check_positive
-from hfdist.methods.second_order import second_order
+from hfdist.methods.second_order import Choice, second_order
 from hfdist.reduction import gram
 from hfdist.solvers.cg import CG
 
@@ -44,9 +44,7 @@ class HessianFree(Method):
             )
 
     def build(self, problem, mesh=None):
-        return second_order(
-            problem,
-            mesh,
+        choice = Choice(
             curvature=self.curvature,
             solve=self.cg.solve,
             coordinates=gram,
@@ -55,3 +53,4 @@ class HessianFree(Method):
             learning_rate=self.learning_rate,
             warm_start=self.warm_start,
         )
+        return second_order(problem, mesh, choice)

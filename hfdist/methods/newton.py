@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hfdist.curvature import Curvature
 from hfdist.damping import DampingRule
 from hfdist.methods.method import Method, check_positive
-from hfdist.methods.second_order import second_order
+from hfdist.methods.second_order import Choice, second_order
 from hfdist.parallel import collectives
 from hfdist.reduction import orthonormal
 from hfdist.solvers.dense import Dense
@@ -36,14 +36,13 @@ class Newton(Method):
             # Each device computes its share of the columns.
             return self.dense.solve(product, b, collectives(mesh).map)
 
-        return second_order(
-            problem,
-            mesh,
+        choice = Choice(
             curvature=self.curvature,
             solve=solve,
             coordinates=orthonormal,
-            whole_batch=True,
             damping=self.damping,
             damping_rule=self.damping_rule,
             learning_rate=self.learning_rate,
+            whole_batch=True,
         )
+        return second_order(problem, mesh, choice)

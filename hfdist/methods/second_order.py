@@ -9,6 +9,7 @@ if it starts from 0 and its gradient is the batch's own.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +28,22 @@ from hfdist.damping import (
 from hfdist.methods.method import Info, State, initial_info, transformation
 from hfdist.parallel import collectives
 from hfdist.problem import Problem
-from hfdist.reduction import Coordinates, first_product, full
+from hfdist.reduction import Coordinates, first_product, full, pulled_back
 from hfdist.solvers.solution import Solution
+
+
+class Choice(NamedTuple):
+    """A point in the grid of second-order methods."""
+
+    curvature: Curvature
+    solve: Callable[..., Solution]  # (product, b, x0, inner), in the coordinates
+    coordinates: Callable[..., Coordinates]  # gram or orthonormal
+    damping: float  # λ, or λ₀ where it adapts
+    damping_rule: DampingRule
+    learning_rate: float  # α
+    warm_start: float = 0.0  # decay of d as the solver's next start; 0: from 0
+    # Products over the whole batch on every device, not over its share and all-reduced.
+    whole_batch: bool = False
 
 
 class Memory(NamedTuple):
@@ -39,24 +54,9 @@ class Memory(NamedTuple):
 
 
 def second_order(
-    problem: Problem,
-    mesh: Mesh | None,
-    *,
-    curvature: Curvature,
-    solve: Callable[..., Solution],
-    coordinates: Callable[..., Coordinates],
-    damping: float,
-    damping_rule: DampingRule,
-    learning_rate: float,
-    warm_start: float = 0.0,
-    whole_batch: bool = False,
+    problem: Problem, mesh: Mesh | None, choice: Choice
 ) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation of one choice; warm_start is the decay of d as a start.
-
-    `solve(product, b, x0, inner)` works in the `coordinates`: gram or orthonormal.
-
-    The solver's products are over each device's share of the batch, all-reduced, or,
-    with whole_batch, over the whole batch on every device, and not reduced.
+    """The optax transformation of one choice.
 
     A step that is not finite is rejected: the update is zero and λ is raised. With
     Levenberg-Marquardt damping, so is a step that raises the batch's loss.
@@ -64,84 +64,82 @@ def second_order(
     devices = collectives(mesh)
 
     def init(params):
-        info = initial_info(params, damping)
-        start = tree.zeros_like(params) if warm_start else None
+        info = initial_info(params, choice.damping)
+        start = tree.zeros_like(params) if choice.warm_start else None
         # A copy: no buffer may stand twice in a state that a caller donates.
         return State(Memory(jnp.copy(info.damping), start), info)
 
     def step(gradient, state, params, batch):
         memory = state.inner
-
-        def choose(params, batch, devices):
-            in_range = gradient is None and memory.start is None
-            first = first_product(problem, params, batch, devices) if in_range else None
-            return coordinates(first, devices) if first else full(problem, params)
-
-        space = choose(params, batch, devices)
+        reducible = gradient is None and memory.start is None
+        model_of = partial(_model, problem, choice, reducible)
         with jax.named_scope("gradient"):
-            model = quadratic(space.problem, space.params, batch, curvature, devices)
+            space, model = model_of(params, batch, devices)
         product = model.product
-        if whole_batch and mesh is not None:
-            product = _whole_product(choose, params, batch, curvature, devices)
+        if choice.whole_batch and mesh is not None:
+            local, examples = devices.vary((params, devices.gather(batch)))
+            _, whole = model_of(local, examples, collectives(None))
+            product = whole.product
 
         def damped_product(v):
             with jax.named_scope("product"):
-                c_v = space.back(product(space.into(v)))
-            return tree.add_scale(c_v, memory.damping, v)
+                return tree.add_scale(product(v), memory.damping, v)
 
-        b = space.back(tree.scale(-1, model.gradient if gradient is None else gradient))
-        with jax.named_scope("solve"):
-            solution = solve(damped_product, b, memory.start, space.inner)
-        step = tree.scale(learning_rate, solution.x)
-
-        step_norm = jnp.sqrt(jnp.maximum(space.inner(step, step), 0))
-        accepted = jnp.isfinite(model.value + step_norm + solution.relative_residual)
-        rho = jnp.full_like(model.value, jnp.nan)
-        next_damping = constant(memory.damping, damping, accepted)
-        if damping_rule == "levenberg_marquardt":
+        def loss_after(step):
             moved = optax.apply_updates(space.params, space.into(step))
-            new_value = mean_loss(space.problem, moved, batch, devices)
-            predicted = _predicted_decrease(
-                b, step, solution, memory.damping, learning_rate, space.inner
-            )
-            rho = reduction_ratio(model.value - new_value, predicted)
-            rho = jnp.where(solution.indefinite, -jnp.inf, rho)
-            accepted &= new_value <= model.value
-            next_damping = levenberg_marquardt(memory.damping, rho)
+            return mean_loss(space.problem, moved, batch, devices)
 
-        info = Info(
-            loss=model.value,
-            damping=memory.damping,
-            rho=rho,
-            cg_steps=solution.steps,
-            cg_residual=solution.relative_residual,
-            step_norm=step_norm,
-            accepted=accepted,
-            indefinite=solution.indefinite,
+        b = tree.scale(-1, model.gradient if gradient is None else gradient)
+        with jax.named_scope("solve"):
+            solution = choice.solve(damped_product, b, memory.start, space.inner)
+        step = tree.scale(choice.learning_rate, solution.x)
+        info, damping = _judged(
+            choice, memory.damping, model.value, b, solution, step, space, loss_after
         )
         zeros = tree.zeros_like(params)
-        next_start = None
-        if memory.start is not None:
-            next_start = tree.where(accepted, tree.scale(warm_start, solution.x), zeros)
-        step = tree.where(accepted, space.expand(step), zeros)
-        info = tree.cast_like(info, state.info)
-        return step, State(Memory(next_damping, next_start), info)
+        start = memory.start
+        if start is not None:
+            start = tree.scale(choice.warm_start, solution.x)
+            start = tree.where(info.accepted, start, zeros)
+        step = tree.where(info.accepted, space.expand(step), zeros)
+        return step, State(Memory(damping, start), tree.cast_like(info, state.info))
 
     return transformation(init, step, mesh)
 
 
-def _whole_product(choose, params, batch, curvature, devices):
-    """v -> C v over the batch of all devices, computed on this one."""
-    local, examples = devices.vary((params, devices.gather(batch)))
-    alone = collectives(None)
-    space = choose(local, examples, alone)
-    return quadratic(space.problem, space.params, examples, curvature, alone).product
+def _model(problem, choice, reducible, params, batch, devices):
+    """The coordinates to solve in, and the batch's quadratic model in them."""
+    first = first_product(problem, params, batch, devices) if reducible else None
+    space = choice.coordinates(first, devices) if first else full(problem, params)
+    model = quadratic(space.problem, space.params, batch, choice.curvature, devices)
+    return space, pulled_back(model, space)
 
 
-def _predicted_decrease(b, step, solution, damping, learning_rate, inner):
-    """-(⟨g, s⟩ + ½ ⟨s, C s⟩) at the step s = α d, with λ left out (Martens 2010).
-
-    C d needs no further product: C d = (b - residual) - λ d.
-    """
-    c_d = tree.sub(tree.sub(b, solution.residual), tree.scale(damping, solution.x))
-    return inner(step, b) - learning_rate / 2 * inner(step, c_d)
+def _judged(choice, damping, value, b, solution, step, space, loss_after):
+    """What the step did, whether it is accepted, and the next λ."""
+    step_norm = jnp.sqrt(jnp.maximum(space.inner(step, step), 0))
+    accepted = jnp.isfinite(value + step_norm + solution.relative_residual)
+    rho = jnp.full_like(value, jnp.nan)
+    if choice.damping_rule == "constant":
+        next_damping = constant(damping, choice.damping, accepted)
+    else:
+        decrease = value - loss_after(step)
+        # C d needs no further product: C d = (b - residual) - λ d.
+        c_d = tree.sub(tree.sub(b, solution.residual), tree.scale(damping, solution.x))
+        # -(⟨g, s⟩ + ½ ⟨s, C s⟩) at s = α d, with λ left out (Martens 2010).
+        model = tree.add_scale(b, -choice.learning_rate / 2, c_d)
+        rho = reduction_ratio(decrease, space.inner(step, model))
+        rho = jnp.where(solution.indefinite, -jnp.inf, rho)
+        accepted &= decrease >= 0
+        next_damping = levenberg_marquardt(damping, rho)
+    info = Info(
+        loss=value,
+        damping=damping,
+        rho=rho,
+        cg_steps=solution.steps,
+        cg_residual=solution.relative_residual,
+        step_norm=step_norm,
+        accepted=accepted,
+        indefinite=solution.indefinite,
+    )
+    return info, next_damping
