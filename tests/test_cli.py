@@ -107,6 +107,7 @@ def test_config_json_has_everything_resolved(baseline):
     assert record["device"]["platform"] == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "low", "high", "accuracy"),
     [("sgd", 0.20, 0.25, 0.92), ("hf_newton", 0.27, 0.33, 0.90)],

@@ -216,7 +216,7 @@ def test_float32_stays_float32_and_agrees():
     problem, params = problem_of((6,))
     params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     batch = batch_of(dtype=jnp.float32)
-    for name in ("newton", "hf", "hf_lm"):
+    for name in ("newton", "hf"):
         with jax.numpy_dtype_promotion("strict"):
             optimizer = METHODS[name].build(problem)
             updates, _ = optimizer.update(

@@ -168,6 +168,7 @@ def test_the_html_is_one_file_that_fetches_nothing(quick):
             assert (out / f"figures/figure{number}.{kind}").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_second_command_repeats_no_run(quick):
     _, out, arguments = quick
     before = contents(out)

@@ -135,6 +135,7 @@ def kill_and_continue(tmp_path, arguments, processes, kills, seed):
     assert story(run_dir) == make_whole(tmp_path, arguments, processes)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_equals_one_that_was_not(settings, tmp_path):
     kill_and_continue(tmp_path, [HF, *settings, *LM.split()], 1, kills=2, seed=0)
 
