@@ -204,6 +204,7 @@ def test_cg_that_ends_too_soon_to_be_timed_is_refused():
         comms.measured_cost(config, EXAMPLES)
 
 
+@pytest.mark.slow
 def test_the_command():
     command = [sys.executable, "tools/comms.py", HF, "--devices", "4", "--json"]
     options = ["--cg-steps", "7", "--product-ms", "5", "--batch-size", "784"]

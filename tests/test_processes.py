@@ -154,6 +154,7 @@ def test_an_exception_in_one_process_ends_all(data, tmp_path, where):
     assert "Traceback" not in outputs[1 - where]
 
 
+@pytest.mark.slow
 def test_a_wrong_coordinator_is_reported_by_both(long_run):
     began = time.monotonic()
     right = start(0, long_run, free_port())
