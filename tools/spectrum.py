@@ -9,7 +9,7 @@ with --exact always, all eigenvalues are computed. Otherwise those of largest mo
 are, and the distribution of the others is estimated (tools/eigenvalues.py,
 tools/lanczos.py): then the negative ones are those below -1e-4 of the largest, and the
 zeros the zero rows alone. On the paper's network, 7,960 parameters, a matrix takes
-half a minute on two idle cores, and a whole one with --exact. A run keeps checkpoints by
+half a minute on two idle cores, and a minute with --exact. A run keeps checkpoints by
 
     hfdist train CONFIG.py --checkpoint-steps 200 --keep-every 200
 
