@@ -74,8 +74,9 @@ def gram(first: "FirstProduct", devices: Collectives) -> Coordinates:
         both = u_BM, _matmul(gram_BB, u_BM)
         return tuple(jnp.concatenate([others, part.ravel()]) for part in both)
 
+    _, a_BM = first.split(first.params)
+
     def parts(flat):
-        a_BM = first.split(first.params)[1]
         return flat[: -a_BM.size], flat[-a_BM.size :].reshape(a_BM.shape)
 
     def expand(vector):

@@ -82,13 +82,18 @@ def _newest_sound(checkpoints: Checkpoints, steps: Sequence[int], **like: Any):
     return found
 
 
-def survey(run_dir: Path) -> list[dict[str, Any]]:
-    """A row for each checkpoint of a run, every checksum compared."""
+def saved(run_dir: Path) -> Checkpoints:
+    """A run's checkpoints, to read. Raises UsageError if it has no folder of them."""
     folder = run_dir / "checkpoints"
     if not folder.is_dir():
         raise UsageError(f"{run_dir} has no folder of checkpoints")
+    return Checkpoints(folder, read_only=True)
+
+
+def survey(run_dir: Path) -> list[dict[str, Any]]:
+    """A row for each checkpoint of a run, every checksum compared."""
     rows = []
-    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
+    with closing(saved(run_dir)) as checkpoints:
         for step in checkpoints.steps():
             row = {"step": step, "bytes on disk": checkpoints.size(step)}
             try:

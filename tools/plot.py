@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from rich.console import Console
-from rich.table import Table
 
 import figures
 from hfdist.errors import UsageError
+from hfdist.progress import print_table
 from runs import Run, gradient_equivalents, read, to_json
 
 AXES = {
@@ -160,12 +159,8 @@ def main() -> int:
 
 
 def _print(rows: list[dict[str, Any]], paths: list[Path]) -> None:
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"Drawn in {' and '.join(map(str, paths))}")
+    print_table([map(_cell, row.values()) for row in rows], header=rows[0])
+    print(f"Drawn in {' and '.join(map(str, paths))}")
 
 
 def _cell(value: Any) -> str:

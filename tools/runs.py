@@ -10,7 +10,6 @@ import numpy as np
 from hfdist import metrics
 from hfdist.config import Config
 from hfdist.errors import UsageError
-from hfdist.models.model import functional
 from hfdist.pytree import parameter_count
 from hfdist.run_directory import read_config
 
@@ -102,9 +101,8 @@ def gradient_equivalents(run: Run) -> np.ndarray:
 
 def parameters(config: Config) -> int:
     """N, the number of a config's parameters."""
-    inputs = config.data.load("test").inputs.shape[1]
-    module = config.model.build(inputs, config.data.classes, config.seed)
-    return parameter_count(functional(module)[1])
+    _, params = config.build_problem(config.data.load("test").inputs.shape[1])
+    return parameter_count(params)
 
 
 def to_json(value: Any) -> str:

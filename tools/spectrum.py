@@ -20,7 +20,6 @@ at the last checkpoint, and over several checkpoints how it changes.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -36,15 +35,15 @@ from rich.table import Table
 import eigenvalues
 from curvature_matrix import Matrix, matrix_at, placed_batches
 from eigenvalues import Found, Spectrum
-from hfdist.checkpoint import Checkpoints
 from hfdist.config import Config
 from hfdist.curvature import Curvature
 from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import PyTree, parameter_count
-from hfdist.resume import restore_params
+from hfdist.resume import restore_params, saved
 from hfdist.run_directory import read_config
+from runs import to_json
 from spectrum_figures import draw
 
 # The largest eigenvalues of 10,000 MNIST images are within 5 % of those of all 60,000,
@@ -61,13 +60,10 @@ def steps_of(run_dir: Path, step: int | None) -> list[int]:
     """The checkpoints to look at: one step, or all of the run's."""
     if step is not None:
         return [step]
-    folder = run_dir / "checkpoints"
-    if not folder.is_dir():
-        raise UsageError(f"{run_dir} has no folder of checkpoints")
-    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
+    with closing(saved(run_dir)) as checkpoints:
         steps = checkpoints.steps()
     if not steps:
-        raise UsageError(f"{folder} holds no checkpoint")
+        raise UsageError(f"{checkpoints.folder} holds no checkpoint")
     return steps
 
 
@@ -163,21 +159,10 @@ def main() -> int:
         print(f"spectrum: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps(_valid(said)))
+        print(to_json(said))
     else:
         _print(said)
     return 0
-
-
-def _valid(value: Any) -> Any:
-    """Numbers that JSON lacks as strings."""
-    if isinstance(value, dict):
-        return {name: _valid(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_valid(item) for item in value]
-    return (
-        str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    )
 
 
 def _print(said: dict[str, Any]) -> None:
