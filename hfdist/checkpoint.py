@@ -24,8 +24,10 @@ import orbax.checkpoint as ocp
 
 from hfdist.errors import UsageError
 
-# Orbax warns of what is meant, and logs the errors that it raises.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Orbax warns of what is meant, and logs the errors that it raises. Of the writes that
+# fail beside the one whose error it raises asyncio logs more, after our message.
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Unsound(Exception):
