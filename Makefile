@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/basedpyright --level error
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
