@@ -1,15 +1,19 @@
 """Hessian-free and Gauss-Newton training in JAX, on one device or many."""
 
 from hfdist import losses
+from hfdist.curvature import Quadratic, quadratic
+from hfdist.damping import Refusal
+from hfdist.errors import UsageError
 from hfdist.methods.hessian_free import HessianFree
 from hfdist.methods.method import Info, Method
 from hfdist.methods.newton import Newton
 from hfdist.methods.sgd import SGD
 from hfdist.parallel import make_mesh
-from hfdist.problem import Problem
+from hfdist.problem import KernelFirst, Problem
 from hfdist.processes import joined
 from hfdist.solvers.cg import CG
 from hfdist.solvers.dense import Dense
+from hfdist.solvers.solution import Solution
 
 __all__ = [
     "CG",
@@ -17,10 +21,16 @@ __all__ = [
     "Dense",
     "HessianFree",
     "Info",
+    "KernelFirst",
     "Method",
     "Newton",
     "Problem",
+    "Quadratic",
+    "Refusal",
+    "Solution",
+    "UsageError",
     "joined",
     "losses",
     "make_mesh",
+    "quadratic",
 ]

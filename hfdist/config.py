@@ -17,6 +17,7 @@ import optax
 import tyro
 
 from hfdist import losses
+from hfdist.checks import check_choices, check_positive
 from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.methods.method import Method
@@ -41,6 +42,9 @@ class Config:
     """Training and test examples."""
     loss: Loss = "softmax_cross_entropy"
     """Per-example loss of the outputs."""
+    l2: float = 0.0
+    """Weight decay μ: training minimises the mean loss + ½ μ Σ w²; evaluations report
+    the mean loss alone."""
     epochs: int = 7
     """Passes over the training examples."""
     batch_size: int = 64
@@ -84,6 +88,8 @@ class Config:
     RUN_DIR/profile, for TensorBoard's xprof or Perfetto."""
 
     def __post_init__(self):
+        check_choices(self)
+        check_positive("l2", self.l2, or_zero=True)
         for name, value in vars(self).items():
             least = 0 if name == "seed" else 1
             if type(value) is int and value < least:
@@ -94,7 +100,7 @@ class Config:
         module = self.model.build(inputs, self.data.classes, self.seed)
         predict, params = functional(module)
         params = optax.tree.cast(params, self.dtype)
-        return Problem(predict, getattr(losses, self.loss)), params
+        return Problem(predict, getattr(losses, self.loss), self.l2), params
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

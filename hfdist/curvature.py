@@ -1,27 +1,33 @@
 """The local quadratic model of a batch: value, gradient, and the product v -> C v.
 
-    f(w + d) ≈ f(w) + ⟨g, d⟩ + ½ ⟨d, C d⟩,   f(w) = Σ wᵢ lᵢ(w) / Σ wᵢ
+    f(w + d) ≈ f(w) + ⟨g, d⟩ + ½ ⟨d, C d⟩,   f(w) = Σ wᵢ lᵢ(w) / Σ wᵢ + ½ Σ μ w²
 
-C is the Hessian H = ∇²f or the Gauss-Newton matrix G = Jᵀ H_z J (paper, eqs. 5 and 8).
-Everything is linearised once per step; a product then costs, with a forward pass
-counted as 1: gradient 3, G 4, H about 6, a finite difference of gradients 3.
+C is the Hessian H = ∇²f or the Gauss-Newton matrix G = Jᵀ H_z J + diag(μ) (paper, eqs.
+5 and 8). Everything is linearised once per step; a product then costs, with a forward
+pass counted as 1: gradient 3, G 4, H about 6, a finite difference of gradients 3.
 
 Over devices, local sums go through `reduce` and are divided by the global Σ wᵢ after
-it: (Σ wᵢ lᵢ, Σ wᵢ, gradient sum) in one all-reduce, each product in one more.
+it: (Σ wᵢ lᵢ, Σ wᵢ, gradient sum) in one all-reduce, each product in one more. The
+penalty is added to what is replicated.
+
+Params may mix dtypes: gradients and products, and the vectors multiplied, have the
+working dtype (the widest leaf's, float32 at least) in all leaves.
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from optax import tree
 
-from hfdist.parallel import Collectives
-from hfdist.problem import Batch, Problem, weighted_sums
-from hfdist.pytree import PyTree, divide
+from hfdist.errors import UsageError
+from hfdist.parallel import ONE_DEVICE, Collectives
+from hfdist.problem import Batch, Problem, decay, penalised, penalty, weighted_sums
+from hfdist.pytree import PyTree, divide, widen
 
 Curvature = Literal["gauss_newton", "hessian", "finite_difference"]
 
@@ -30,50 +36,81 @@ class Quadratic(NamedTuple):
     """f(w + d) ≈ value + ⟨gradient, d⟩ + ½ ⟨d, product(d)⟩, without damping."""
 
     value: Array  # ()
-    gradient: PyTree  # like params
-    product: Callable[[PyTree], PyTree]  # like params -> like params
+    gradient: PyTree  # like params, in their working dtype
+    product: Callable[[PyTree], PyTree]  # d -> C d, both like the gradient
 
 
 def quadratic(
     problem: Problem,
     params: PyTree,
     batch: Batch,
-    curvature: Curvature,
-    devices: Collectives,
+    curvature: Curvature = "gauss_newton",
+    devices: Collectives = ONE_DEVICE,
 ) -> Quadratic:
-    """The quadratic model of the batch's mean loss at params."""
+    """The quadratic model of the batch's f at params; raises UsageError for a layer
+    without the derivative that the curvature needs.
+    """
     build = {
         "gauss_newton": _gauss_newton,
         "hessian": _hessian,
         "finite_difference": _finite_difference,
     }[curvature]
-    return build(problem, params, batch, devices)
+    with _missing_derivatives_explained():
+        value, gradient, product = build(problem, params, batch, devices)
+
+    def penalised_product(v):
+        return tree.add(product(v), decay(problem, v))
+
+    value, gradient = _add_penalty(problem, params, value, gradient)
+    product = penalised_product if penalised(problem) else product
+    return Quadratic(value, gradient, product)
 
 
 def value_and_gradient(
-    problem: Problem, params: PyTree, batch: Batch, devices: Collectives
+    problem: Problem, params: PyTree, batch: Batch, devices: Collectives = ONE_DEVICE
 ) -> tuple[Array, PyTree]:
-    """f(w) and g = ∇f(w) of the batch's mean loss."""
-    sums, gradient_sum = jax.value_and_grad(
-        partial(_loss_sums, problem, batch=batch), has_aux=True
-    )(devices.vary(params))
-    (loss_sum, weight_sum), gradient_sum = devices.reduce((sums, gradient_sum))
-    return loss_sum / weight_sum, divide(gradient_sum, weight_sum)
+    """f(w) and g = ∇f(w) of a batch."""
+    means = _mean_loss_and_gradient(problem, params, batch, devices)
+    return _add_penalty(problem, params, *means)
 
 
-def mean_loss(
-    problem: Problem, params: PyTree, batch: Batch, devices: Collectives
-) -> Array:
-    """f(w) alone: one forward pass."""
+def mean_loss_and_rounding(
+    problem: Problem, params: PyTree, batch: Batch, devices: Collectives = ONE_DEVICE
+) -> tuple[Array, Array]:
+    """f(w) by one forward pass, and how much of it is rounding.
+
+    The latter is u |f| + u ‖∂f/∂z ∘ z‖ for outputs z, u being the roundoff of either:
+    the error of one evaluation, if those of the outputs are independent.
+    """
     outputs = problem.predict(devices.vary(params), batch)
-    loss_sum, weight_sum = devices.reduce(weighted_sums(problem, outputs, batch))
-    return loss_sum / weight_sum
+    (loss_sum, weight_sum), slopes = jax.value_and_grad(
+        lambda z: weighted_sums(problem, z, batch), has_aux=True
+    )(outputs)
+    errors = jax.tree.map(lambda s, z: s * z * jnp.finfo(z.dtype).eps, slopes, outputs)
+    squares = tree.norm(tree.cast(errors, loss_sum.dtype), squared=True)
+    loss_sum, weight_sum, squares = devices.reduce((loss_sum, weight_sum, squares))
+    value = loss_sum / weight_sum
+    if penalised(problem):
+        value += penalty(problem, widen(params))
+    rounding = jnp.abs(value) * jnp.finfo(value.dtype).eps
+    return value, rounding + jnp.sqrt(squares) / weight_sum
 
 
-def _gauss_newton(problem, params, batch, devices) -> Quadratic:
+def _add_penalty(problem, params, value, gradient):
+    if not penalised(problem):
+        return value, gradient
+    wide = widen(params)
+    value += penalty(problem, wide)
+    return value, tree.add(gradient, decay(problem, wide))
+
+
+# What follows is of the mean loss, without the penalty.
+
+
+def _gauss_newton(problem, params, batch, devices):
     """v -> J v -> H_z J v -> Jᵀ H_z J v, J and H_z each linearised once."""
-    local = devices.vary(params)
-    outputs, jvp = jax.linearize(lambda p: problem.predict(p, batch), local)
+    local = devices.vary(widen(params))
+    outputs, jvp = jax.linearize(partial(_outputs, problem, params, batch), local)
     vjp = jax.linear_transpose(jvp, local)
 
     # H_z is the derivative of the loss's gradient in the outputs, block diagonal over
@@ -92,36 +129,47 @@ def _gauss_newton(problem, params, batch, devices) -> Quadratic:
     return _reduced(sums, gradient_sum, local_product, devices)
 
 
-def _hessian(problem, params, batch, devices) -> Quadratic:
+def _hessian(problem, params, batch, devices):
     """v -> ∂(∇f)(w) v, forward over reverse (Pearlmutter 1994)."""
     gradient = jax.value_and_grad(
-        partial(_loss_sums, problem, batch=batch), has_aux=True
+        partial(_loss_sums, problem, params, batch), has_aux=True
     )
-    (sums, gradient_sum), tangent = jax.linearize(gradient, devices.vary(params))
+    local = devices.vary(widen(params))
+    (sums, gradient_sum), tangent = jax.linearize(gradient, local)
     return _reduced(sums, gradient_sum, lambda v: tangent(v)[1], devices)
 
 
-def _finite_difference(problem, params, batch, devices) -> Quadratic:
+def _finite_difference(problem, params, batch, devices):
     """v -> (∇f(w + εv) - ∇f(w)) / ε, the paper's eq. 3.
 
     ε‖v‖ = 2 √u (1 + ‖w‖) with u the unit roundoff, which balances truncation against
     cancellation (Nocedal & Wright 2006, section 8.1, scaled by the point as usual).
     """
-    value, gradient = value_and_gradient(problem, params, batch, devices)
-    norm = tree.norm(params)
-    displacement = 2 * jnp.sqrt(jnp.finfo(norm.dtype).eps) * (1 + norm)
+    wide = widen(params)
+    value, gradient = _mean_loss_and_gradient(problem, params, batch, devices)
+    norm = tree.norm(wide)
+    unit = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(params))
+    displacement = 2 * jnp.sqrt(unit).astype(norm.dtype) * (1 + norm)
 
     def product(v):
         norm_v = tree.norm(v)
         epsilon = displacement / jnp.where(norm_v == 0, 1, norm_v)
-        shifted = tree.add_scale(params, epsilon, v)
-        _, shifted_gradient = value_and_gradient(problem, shifted, batch, devices)
-        return divide(tree.sub(shifted_gradient, gradient), epsilon)
+        shifted = tree.cast_like(tree.add_scale(wide, epsilon, v), params)
+        _, ahead = _mean_loss_and_gradient(problem, shifted, batch, devices)
+        return divide(tree.sub(ahead, gradient), epsilon)
 
-    return Quadratic(value, gradient, product)
+    return value, gradient, product
 
 
-def _reduced(sums, gradient_sum, local_product, devices) -> Quadratic:
+def _mean_loss_and_gradient(problem, params, batch, devices):
+    sums, gradient_sum = jax.value_and_grad(
+        partial(_loss_sums, problem, params, batch), has_aux=True
+    )(devices.vary(widen(params)))
+    (loss_sum, weight_sum), gradient_sum = devices.reduce((sums, gradient_sum))
+    return loss_sum / weight_sum, divide(gradient_sum, weight_sum)
+
+
+def _reduced(sums, gradient_sum, local_product, devices):
     """The global means, from this device's sums."""
     (loss_sum, weight_sum), gradient_sum = devices.reduce((sums, gradient_sum))
 
@@ -129,8 +177,29 @@ def _reduced(sums, gradient_sum, local_product, devices) -> Quadratic:
         product_sum = devices.reduce(local_product(devices.vary(v)))
         return divide(product_sum, weight_sum)
 
-    return Quadratic(loss_sum / weight_sum, divide(gradient_sum, weight_sum), product)
+    return loss_sum / weight_sum, divide(gradient_sum, weight_sum), product
 
 
-def _loss_sums(problem: Problem, params: PyTree, batch: Batch) -> tuple[Array, Array]:
-    return weighted_sums(problem, problem.predict(params, batch), batch)
+def _outputs(problem: Problem, params: PyTree, batch: Batch, wide: PyTree) -> Any:
+    """predict at `wide`, rounded to the dtypes of params."""
+    return problem.predict(tree.cast_like(wide, params), batch)
+
+
+def _loss_sums(
+    problem: Problem, params: PyTree, batch: Batch, wide: PyTree
+) -> tuple[Array, Array]:
+    return weighted_sums(problem, _outputs(problem, params, batch, wide), batch)
+
+
+@contextmanager
+def _missing_derivatives_explained():
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise UsageError(
+            "predict has a layer with jax.custom_vjp, which has no forward derivative "
+            "for exact products: use curvature='finite_difference', which takes "
+            "gradients alone, or define the layer's derivative by jax.custom_jvp"
+        ) from error

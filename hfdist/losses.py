@@ -1,9 +1,10 @@
 """Per-example losses, convex in the outputs: (outputs (B, C), batch) -> (B,).
 
 The targets are `batch["targets"]` (B, C) where given, else `batch["labels"]` (B,) as
-one-hot rows, so each loss serves classification and regression alike. Any other
-convex function with this signature works: its output Hessian H_z comes from automatic
-differentiation.
+one-hot rows, so each loss serves classification and regression alike. A label outside
+0 … C - 1 gives a loss of NaN, and so a step that is refused, unless its example has
+weight 0. Any other convex function with this signature works: its output Hessian H_z
+comes from automatic differentiation.
 """
 
 import jax
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from hfdist.errors import UsageError
 from hfdist.problem import Batch
+from hfdist.pytree import widest
 
 
 def softmax_cross_entropy(z_BC: Array, batch: Batch) -> Array:
@@ -33,13 +36,28 @@ def _targets(z_BC: Array, batch: Batch) -> Array:
     if "targets" in batch:
         targets_BC = batch["targets"]
     elif "labels" in batch:
-        targets_BC = jax.nn.one_hot(batch["labels"], z_BC.shape[-1], dtype=z_BC.dtype)
+        targets_BC = _one_hot(batch["labels"], z_BC, batch.get("weights"))
     else:
-        raise ValueError(
-            f"a batch needs 'targets' (B, C) or 'labels' (B,); it has {sorted(batch)}"
+        raise UsageError(
+            f"a batch needs 'targets' (B, C) or 'labels' (B,); it has {list(batch)}"
         )
     if targets_BC.shape != z_BC.shape:
-        raise ValueError(
+        raise UsageError(
             f"outputs {z_BC.shape} and targets {targets_BC.shape} differ in shape"
         )
     return targets_BC
+
+
+def _one_hot(labels_B: Array, z_BC: Array, weights_B: Array | None) -> Array:
+    if not jnp.isdtype(labels_B.dtype, ("integral", "bool")):
+        raise UsageError(
+            f"batch['labels'] are {labels_B.dtype}: use whole numbers, or 'targets'"
+        )
+    labels_B = labels_B.astype(widest(labels_B.dtype, jnp.int32))
+    classes = z_BC.shape[-1]
+    one_hot_BC = jax.nn.one_hot(labels_B, classes, dtype=z_BC.dtype)
+    # jax.nn.one_hot makes it a row of zeros, which would count as loss 0.
+    foreign_B = (labels_B < 0) | (labels_B >= classes)
+    if weights_B is not None:
+        foreign_B &= weights_B != 0
+    return jnp.where(foreign_B[..., None], jnp.nan, one_hot_BC)

@@ -8,7 +8,8 @@ The mathematics is single-device code over one device's share of the batch. It c
 
 On one device both are the identity. `data_parallel` wraps a whole optimiser update in
 one `shard_map`: params, state and every CG vector are replicated, the batch is split
-on its leading axis. An exact solve splits the columns of its matrix instead: `gather`
+on its leading axis, but for the entries that are said to be replicated. An exact
+solve splits the columns of its matrix instead: `gather`
 gives every device the whole batch, `map` gives each its share of the columns; `share`
 is the inverse of `gather`.
 
@@ -17,7 +18,7 @@ The devices may belong to many processes; each process runs this same program.
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hfdist.batches import check_shares, is_replicated
 from hfdist.errors import UsageError
 
 AXIS = "data"
@@ -37,26 +39,33 @@ class Collectives(NamedTuple):
 
     vary: Callable[[Any], Any]  # replicated tree -> per-device tree
     reduce: Callable[[Any], Any]  # per-device sums -> their sum, replicated
-    gather: Callable[[Any], Any]  # per-device examples -> those of all, replicated
+    gather: Callable[[Any], Any]  # per-device rows -> those of all, replicated
     share: Callable[[Any], Any]  # those of all devices -> this device's
     map: Callable[..., Any]  # lax.map(f, xs, batch_size=…), shared out and replicated
+    size: int = 1  # number of devices
+    replicated: Collection[str] = ()  # entries of a batch that each device has whole
 
 
-def collectives(mesh: Mesh | None) -> Collectives:
+def collectives(mesh: Mesh | None, replicated: Collection[str] = ()) -> Collectives:
     """The functions inside `data_parallel(…, mesh)`; without a mesh they do nothing."""
     if mesh is None:
-        return Collectives(_same, _same, _same, _same, jax.lax.map)
+        return ONE_DEVICE
     return Collectives(
         vary=lambda tree: jax.lax.pcast(tree, AXIS, to="varying"),
         reduce=_all_reduce,
         gather=_gather,
         share=_share,
         map=_shared_map,
+        size=mesh.size,
+        replicated=replicated,
     )
 
 
 def _same(tree: Any) -> Any:
     return tree
+
+
+ONE_DEVICE = Collectives(_same, _same, _same, _same, jax.lax.map)
 
 
 def _all_reduce(tree: Any) -> Any:
@@ -73,6 +82,16 @@ def _gather(tree: Any) -> Any:
     return jax.lax.all_gather(tree, AXIS, tiled=True, to="invarying")
 
 
+def gather_batch(batch: Any, devices: Collectives) -> Any:
+    """The whole batch, on every device, from a device's share."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            leaf if is_replicated(path, devices.replicated) else devices.gather(leaf)
+        ),
+        batch,
+    )
+
+
 def _share(array: Any) -> Any:
     size = len(array) // jax.lax.axis_size(AXIS)
     return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(AXIS) * size, size)
@@ -86,10 +105,14 @@ def _shared_map(f: Callable, xs: Any, *, batch_size: int) -> Any:
     return _gather(results)[: len(xs)]
 
 
-def data_parallel(step: Callable, mesh: Mesh | None) -> Callable:
-    """step(gradient, state, params, batch) -> replicated results, over mesh's devices.
+def data_parallel(
+    step: Callable, mesh: Mesh | None, replicated: Collection[str] = ()
+) -> Callable:
+    """step(gradient, state, params, *batches) -> replicated results, over the devices.
 
-    Raises ValueError, while tracing, for a batch that the devices cannot share evenly.
+    A batch may be None. Raises UsageError, while tracing, for an entry of a batch that
+    the devices cannot share: one without a row for each example, or rows that they
+    cannot split evenly.
     """
     if mesh is None:
         return step
@@ -98,24 +121,30 @@ def data_parallel(step: Callable, mesh: Mesh | None) -> Callable:
             f"hfdist splits the batch over one mesh axis named '{AXIS}', but this mesh "
             f"has {mesh.axis_names}: build it with hfdist.make_mesh(devices)"
         )
-    sharded = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P(), P(), P(), P(AXIS)),
-        out_specs=P(),
-        check_vma=True,  # finds a forgotten all-reduce while tracing
-    )
+    # jax.make_mesh gives Explicit axes, on which the mathematics would have to say how
+    # each product is to be sharded.
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
 
-    def checked(gradient, state, params, batch):
-        for name, array in batch.items():
-            if array.shape[0] % mesh.size:
-                raise UsageError(
-                    f"batch['{name}'] has {array.shape[0]} examples, which {mesh.size} "
-                    f"devices cannot share evenly: pad it with examples of weight 0"
-                )
-        return sharded(gradient, state, params, batch)
+    def sharded(gradient, state, params, *batches):
+        for batch in batches:
+            if batch is not None:
+                check_shares(batch, mesh.size, replicated)
+        specs = (
+            jax.tree_util.tree_map_with_path(
+                lambda path, _: P() if is_replicated(path, replicated) else P(AXIS), b
+            )
+            for b in batches
+        )
+        mapped = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(P(), P(), P(), *specs),
+            out_specs=P(),
+            check_vma=True,  # finds a forgotten all-reduce while tracing
+        )
+        return mapped(gradient, state, params, *batches)
 
-    return checked
+    return sharded
 
 
 def make_mesh(devices: int) -> Mesh | None:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from optax import tree
 
+from hfdist.errors import UsageError
+
 PyTree = Any
 
 
@@ -23,3 +25,33 @@ def divide(a: PyTree, scalar: Array) -> PyTree:
 def parameter_count(params: PyTree) -> int:
     """N, the number of scalars in params."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def working_dtype(params: PyTree) -> jnp.dtype:
+    """The one dtype of sums and solver vectors: the widest leaf's, float32 at least."""
+    return widest(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
+
+
+def widest(*dtypes: Any) -> jnp.dtype:
+    """The dtype that holds the numbers of all, also where JAX promotes none itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
+def widen(params: PyTree) -> PyTree:
+    """params in their working dtype; themselves where they have it already."""
+    return tree.cast(params, working_dtype(params))
+
+
+def check_differentiable(params: PyTree) -> None:
+    """Raise UsageError, naming it, for a leaf that is no array of real numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            name = jax.tree_util.keystr(path)
+            kind = type(leaf).__name__ if dtype is None else dtype
+            raise UsageError(
+                f"params{name} is {kind}: every leaf of the params is trained, so keep "
+                f"this one outside, with all else that is frozen: close over it in "
+                f"predict (equinox.partition, flax.nnx.split)"
+            )

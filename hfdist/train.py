@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def _train(config: Config, mesh: Mesh | None, asked: threading.Event) -> Result:
         last = min(last, config.max_steps or last)
         spans = _spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
         with closing(Recorder(config, start, last, source.per_epoch)) as recorder:
+            if explanation := _explanation(config, problem, params, source):
+                recorder.display.say(explanation)
             _enable_compilation_cache(config.compilation_cache)
             programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
             measure = evaluator(problem, test_set, config, mesh)
@@ -81,6 +84,15 @@ def _train(config: Config, mesh: Mesh | None, asked: threading.Event) -> Result:
             result = recorder.result
             result.test = result.test or measure(carry[0])
     return result
+
+
+def _explanation(config, problem, params, source) -> str:
+    """What the method says of solving this problem on global batches."""
+    chunk = replace(source, rows=slice(None)).chunk(0, 1)
+    batch = jax.eval_shape(
+        lambda chunk: decode(jax.tree.map(lambda a: a[0], chunk), config.dtype), chunk
+    )
+    return config.method.explain(problem, params, batch)
 
 
 def _scans(programs, carry, spans, feed, recorder, traced) -> Iterator:

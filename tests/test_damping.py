@@ -3,9 +3,24 @@
 import jax.numpy as jnp
 import pytest
 
-from hfdist.damping import levenberg_marquardt, reduction_ratio
+from hfdist.damping import (
+    Outcome,
+    Refusal,
+    constant,
+    levenberg_marquardt,
+    not_finite,
+    reduction_ratio,
+)
 
 INF, NAN = float("inf"), float("nan")
+
+
+BOUNDS = (1e-3, 1e3)
+
+
+def after(rule, damping, rho=NAN, refusal=Refusal.NONE, refused=0, first=6.0):
+    outcome = Outcome(jnp.float64(rho), jnp.int32(refusal), jnp.int32(refused))
+    return float(rule(jnp.float64(damping), outcome, jnp.float64(first), BOUNDS))
 
 
 @pytest.mark.parametrize(
@@ -19,11 +34,59 @@ INF, NAN = float("inf"), float("nan")
         (0.24, 3 / 2),
         (-5.0, 3 / 2),
         (-INF, 3 / 2),
-        (NAN, 3 / 2),
+        (NAN, 1),  # no evidence
     ],
 )
 def test_levenberg_marquardt(rho, factor):
-    assert levenberg_marquardt(jnp.float64(6.0), jnp.float64(rho)) == 6 * factor
+    assert after(levenberg_marquardt, 6.0, rho) == 6 * factor
+
+
+@pytest.mark.parametrize(("refused", "factor"), [(1, 1.5), (2, 1.5**2), (9, 1.5**9)])
+def test_steps_refused_in_a_row_raise_damping_by_ever_more(refused, factor):
+    raised = after(levenberg_marquardt, 0.01, -INF, Refusal.LOSS_ROSE, refused)
+    assert raised == pytest.approx(0.01 * factor)
+
+
+def test_damping_stays_within_its_bounds():
+    assert after(levenberg_marquardt, 1.2e-3, 1.0) == 1e-3
+    assert after(levenberg_marquardt, 900.0, -INF) == 1e3
+    huge = after(levenberg_marquardt, 1.0, -INF, Refusal.STEP_NOT_FINITE, 10_000)
+    assert huge == 1e3
+
+
+def test_without_evidence_damping_falls_back_to_the_first_from_above_alone():
+    assert after(levenberg_marquardt, 12.0) == 8.0
+    assert after(levenberg_marquardt, 6.1) == 6.0
+    assert after(levenberg_marquardt, 0.1) == 0.1
+
+
+@pytest.mark.parametrize(
+    "refusal", [Refusal.LOSS_NOT_FINITE, Refusal.GRADIENT_NOT_FINITE]
+)
+def test_a_batch_that_is_not_finite_says_nothing_of_damping(refusal):
+    assert after(levenberg_marquardt, 3.0, -INF, refusal, 5) == 3.0
+    assert after(constant, 6.0, NAN, refusal) == 0.0  # not raised
+
+
+def test_constant_damping_is_raised_for_a_solve_that_failed_and_falls_back():
+    raised = after(constant, 6.0, refusal=Refusal.STEP_NOT_FINITE)
+    assert raised == 9.0
+    assert after(constant, raised) == 6.0
+    assert after(constant, 6.0) == 0.0  # what is not raised is the setting's
+
+
+@pytest.mark.parametrize(
+    ("norms", "refusal"),
+    [
+        ((1.0, 1.0, 1.0), Refusal.NONE),
+        ((NAN, NAN, NAN), Refusal.LOSS_NOT_FINITE),
+        ((INF, 1.0, 1.0), Refusal.LOSS_NOT_FINITE),
+        ((1.0, NAN, NAN), Refusal.GRADIENT_NOT_FINITE),
+        ((1.0, 1.0, INF), Refusal.STEP_NOT_FINITE),
+    ],
+)
+def test_the_first_that_is_not_finite_is_named(norms, refusal):
+    assert not_finite(*map(jnp.float64, norms)) == refusal
 
 
 @pytest.mark.parametrize(
@@ -38,8 +101,12 @@ def test_levenberg_marquardt(rho, factor):
         (-INF, 0.4, -INF),
         (0.3, INF, 0.0),
         (0.3, NAN, -INF),
+        (0.01, 0.02, NAN),  # rounding, of a resolution of 0.02
+        (-0.02, 0.001, NAN),
+        (0.0, 0.0, NAN),
+        (-0.03, 0.001, -INF),
     ],
 )
 def test_reduction_ratio(actual, predicted, rho):
-    ratio = reduction_ratio(jnp.float64(actual), jnp.float64(predicted))
-    assert ratio == pytest.approx(rho)
+    numbers = (jnp.float64(x) for x in (actual, predicted, 0.02))
+    assert reduction_ratio(*numbers) == pytest.approx(rho, nan_ok=True)

@@ -10,11 +10,11 @@ PACKAGE = ROOT / "hfdist"
 
 # Each part may import those before it. Parts in one row do not import each other.
 ROWS = [
-    ["errors", "pytree"],
-    ["parallel", "place", "problem"],
-    ["processes"],
-    ["losses", "curvature", "solvers", "damping", "data", "models"],
-    ["reduction"],
+    ["errors"],
+    ["batches", "checks", "place", "pytree"],
+    ["parallel", "problem", "processes", "damping"],
+    ["losses", "curvature", "first_product", "solvers", "data", "models"],
+    ["coordinates"],
     ["methods"],
     ["config", "metrics", "checkpoint", "progress", "interrupt"],
     ["run_directory", "resume", "sinks"],
@@ -34,11 +34,12 @@ ONLY = {
     "interrupt": set(),
     "resume": {"checkpoint", "errors", "processes", "pytree"},
     "sinks": {"config", "errors", "metrics"},
-    "parallel": {"errors"},
+    "parallel": {"batches", "errors"},
     "place": {"errors"},
     "processes": {"errors", "place"},
-    "problem": {"pytree"},
-    "reduction": {"curvature", "parallel", "problem", "pytree"},
+    "problem": {"checks", "errors", "pytree"},
+    "first_product": {"errors", "parallel", "problem", "pytree"},
+    "coordinates": {"curvature", "first_product", "parallel", "problem", "pytree"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

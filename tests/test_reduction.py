@@ -1,6 +1,7 @@
 """Steps in the span of the inputs against the same steps in all the params."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,12 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import LM, LOSSES, loop, relative_error
 from hfdist import CG, HessianFree, Newton
+from hfdist.coordinates import gram, orthonormal
 from hfdist.curvature import quadratic
+from hfdist.first_product import first_product, shorten
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
-from hfdist.reduction import first_product, gram, orthonormal
-from unreduced import in_all_params
 
 INPUTS, EXAMPLES, OUTPUTS = 14, 8, 3
 TIGHT = CG(max_steps=300, rtol=1e-12)
@@ -57,14 +58,18 @@ def batch_of(loss="softmax_cross_entropy", *, weighted=True, dtype=jnp.float64):
 
 def reduces(problem, params, batch):
     """Whether the problem has a first product to leave out."""
-    return first_product(problem, params, batch, collectives(None)) is not None
+    return not isinstance(shorten(problem, params, batch, 1, 1), str)
+
+
+def unreduced(method):
+    """The method, solving for all the params."""
+    return replace(method, input_reduction=False)
 
 
 def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
     assert reduces(problem, params, batch)
-    assert not reduces(in_all_params(problem), params, batch)
     after, infos = loop(method.build(problem, mesh), params, batch)
-    expected, expected_infos = loop(method.build(in_all_params(problem)), params, batch)
+    expected, expected_infos = loop(unreduced(method).build(problem), params, batch)
     assert relative_error(after, expected) < tolerance
     for info, other in zip(infos, expected_infos, strict=True):
         assert info.cg_steps == other.cg_steps
@@ -123,14 +128,16 @@ def test_coordinates_against_the_dense_matrix(coordinates, curvature):
     """g, C d and ⟨d, d'⟩ of steps in the range, from numpy's full-size matrices."""
     problem, params = problem_of((6,))
     batch, alone = batch_of(), collectives(None)
-    model = quadratic(in_all_params(problem), params, batch, curvature, alone)
+    model = quadratic(problem, params, batch, curvature, alone)
     flat_N, unravel = ravel_pytree(params)
     c_NN = np.asarray(
         jax.vmap(lambda v: ravel_pytree(model.product(unravel(v)))[0])(
             jnp.eye(flat_N.size)
         )
     )
-    space = coordinates(first_product(problem, params, batch, alone), alone)
+    shorter = shorten(problem, params, batch, 1, 1)
+    first = first_product(shorter, problem.loss, params, batch, alone)
+    space = coordinates(first, alone)
     reduced = quadratic(space.problem, space.params, batch, curvature, alone)
     s = space.back(reduced.gradient)
     d_N = np.asarray(ravel_pytree(space.expand(s))[0])
@@ -150,7 +157,7 @@ def test_a_gradient_from_outside_and_a_warm_start_are_solved_in_all_params():
     for method in (METHODS["newton"], METHODS["hf_tight"]):
         steps = [
             o.update(outside, o.init(params), params, batch=batch)[0]
-            for o in (method.build(problem), method.build(in_all_params(problem)))
+            for o in (method.build(problem), unreduced(method).build(problem))
         ]
         assert relative_error(*steps) < 1e-9
     warm = HessianFree(damping=0.5, warm_start=0.9, cg=CG(max_steps=5))
@@ -222,7 +229,7 @@ def test_float32_stays_float32_and_agrees():
             updates, _ = optimizer.update(
                 None, optimizer.init(params), params, batch=batch
             )
-        plain = METHODS[name].build(in_all_params(problem))
+        plain = unreduced(METHODS[name]).build(problem)
         expected, _ = plain.update(None, plain.init(params), params, batch=batch)
         assert {a.dtype for a in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
         assert relative_error(updates, expected) < 1e-4

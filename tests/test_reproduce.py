@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import jax
 import jax.flatten_util
@@ -25,7 +26,7 @@ from hfdist.config import Config
 from hfdist.data.idx import IDX
 from hfdist.models.mlp import MLP
 from together import ROOT, clean_environment
-from unreduced import Unreduced
+from unreduced import unreduced
 
 # One worker, which makes the module's run once.
 pytestmark = pytest.mark.xdist_group("reproduce")
@@ -202,7 +203,8 @@ def test_unreduced_newton_takes_the_same_step_from_a_matrix_over_all_params():
     problem, params = config.build_problem(30)
     n = 30 * 3 + 3 + 3 * 4 + 4
     steps = []
-    for method, whole in ((config.method, False), (Unreduced(damping=2.0), True)):
+    whole_config = unreduced(replace(config, run_dir=Path("newton-seed0")), 1)
+    for method, whole in ((config.method, False), (whole_config.method, True)):
         optimizer = method.build(problem)
         state = optimizer.init(params)
         update = jax.jit(partial(optimizer.update, None, state, params, batch=batch))

@@ -85,7 +85,7 @@ def gradient_equivalents(run: Run) -> np.ndarray:
     gradient and a product for each CG step (one more for a warm start). An exact solve
     is N products, its factorisation left out. Adapting the damping is a forward pass.
     So the count is of the methods as published: with the input reduction of
-    hfdist/reduction.py products cost less, and an exact solve has fewer unknowns.
+    hfdist/coordinates.py products cost less, and an exact solve has fewer unknowns.
     """
     method: Any = run.config.method
     if not hasattr(method, "curvature"):

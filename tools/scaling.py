@@ -39,7 +39,6 @@ from hfdist.parallel import (
 from hfdist.processes import joined
 from hfdist.pytree import parameter_count
 from measurement import Measurement, seconds_each
-from unreduced import in_all_params
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
 HIDDEN = (1000, 500, 250, 30, 250, 500, 1000)
@@ -142,9 +141,10 @@ def _measure() -> dict[str, float]:
     """Seconds of a step on this process's and the others' shares, and of its parts."""
     mesh = hfdist.make_mesh(1)
     predict, params = functional(MLP(hidden=HIDDEN).build(784, 784, 0))
-    problem = in_all_params(hfdist.Problem(predict, hfdist.losses.squared_error))
+    problem = hfdist.Problem(predict, hfdist.losses.squared_error)
     cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
-    optimizer = hfdist.HessianFree(cg=cg).build(problem, mesh)
+    method = hfdist.HessianFree(cg=cg, input_reduction=False)
+    optimizer = method.build(problem, mesh)
     params, state = replicate((params, optimizer.init(params)), mesh)
     weak = _batch(EXAMPLES * jax.process_count(), mesh)
     strong = _batch(EXAMPLES, mesh)

@@ -1,38 +1,50 @@
 """The contract of an optimisation method, and how it becomes an optax transformation.
 
-A method is a frozen dataclass of hyper-parameters with `build(problem, mesh=None)`. To
-add one, write one file beside this one; a config imports its class.
+A method is a frozen dataclass of hyper-parameters with `init` and `step`. To add one,
+write one file beside this one; a config imports its class.
 """
 
 import abc
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from hfdist.batches import check_batch, examples_in
+from hfdist.checks import check_choices
+from hfdist.damping import Refusal
 from hfdist.errors import UsageError
-from hfdist.parallel import data_parallel
-from hfdist.problem import Problem
-from hfdist.pytree import PyTree
+from hfdist.parallel import Collectives, collectives, data_parallel
+from hfdist.problem import Batch, Problem, check_penalty
+from hfdist.pytree import PyTree, check_differentiable, working_dtype
 
 
 class Info(NamedTuple):
-    """What one update did, in scalars; 0 where a method has no such quantity."""
+    """What one update did, in scalars; 0 where a method has no such quantity.
+
+    NaN where it is not known: what would take a forward pass that the damping rule does
+    not need, and a ratio of decreases that are both within rounding.
+    """
 
     loss: Array  # f(w) of the batch, before the update
     damping: Array  # the λ that the update was made with
-    rho: Array  # reduction ratio; NaN unless the damping rule needs it
+    rho: Array  # reduction ratio, actual / predicted decrease
     cg_steps: Array
     cg_residual: Array  # ‖b - A x‖ / ‖b‖ of the linear solve
     step_norm: Array  # ‖step‖, also of a step that was not accepted
     accepted: Array  # bool; False: the update is zero
     indefinite: Array  # bool; the solver met negative curvature
+    gradient_norm: Array  # ‖∇f(w)‖, or of the gradient that was passed in
+    predicted_decrease: Array  # f(w) - f(w + step) by the quadratic model
+    actual_decrease: Array  # f(w) - f(w + step) itself
+    loss_after: Array  # f(w + step)
+    refusal: Array  # int32, a Refusal: why the update is zero
 
 
 class State(NamedTuple):
@@ -46,16 +58,94 @@ class State(NamedTuple):
 class Method(abc.ABC):
     """Hyper-parameters of an optimisation method."""
 
+    def __post_init__(self):
+        check_choices(self)
+
     @abc.abstractmethod
+    def init(self, params: PyTree) -> State:
+        """The state before the first update."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        problem: Problem,
+        devices: Collectives,
+        gradient: PyTree | None,
+        state: State,
+        params: PyTree,
+        batch: Batch,
+        curvature_batch: Batch | None,
+    ) -> tuple[PyTree, State]:
+        """The update of the params and the next state, from one device's share.
+
+        Sums go through `devices`; `gradient` is one passed in, in place of the
+        batch's own.
+        """
+
+    def explain(self, problem: Problem, params: PyTree, batch: Batch) -> str:
+        """What the method makes of a problem by itself, in words; "": nothing."""
+        del problem, params, batch
+        return ""
+
     def build(
-        self, problem: Problem, mesh: Mesh | None = None
+        self,
+        problem: Problem,
+        mesh: Mesh | None = None,
+        replicated: Sequence[str] = (),
     ) -> optax.GradientTransformationExtraArgs:
-        """The method for a problem, its batches split over the mesh's devices."""
+        """The optax transformation of the method for a problem.
+
+            updates, state = optimizer.update(None, state, params, batch=batch)
+
+        None stands for the gradient: the method computes its own. With a mesh, the
+        rows of each batch are split over its devices, but for the entries named in
+        `replicated`, which every device has whole. `curvature_batch=` in `update` gives
+        the products examples of their own.
+
+        Raises UsageError, while tracing, for params, batches and losses that do not
+        fit: see the messages.
+        """
+        if isinstance(replicated, str):
+            raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
+        if mesh is not None:
+            problem = problem._replace(loss=_one_a_row(problem.loss, replicated))
+        devices = collectives(mesh, replicated)
+        step = partial(self.step, problem, devices)
+        step = data_parallel(step, mesh, replicated)
+
+        def init(params):
+            _check_params(problem, params)
+            return self.init(params)
+
+        def update(
+            updates,
+            state,
+            params=None,
+            *,
+            batch=None,
+            curvature_batch=None,
+            **extra_args,
+        ):
+            """Extra arguments are for the other members of an `optax.chain`."""
+            del extra_args
+            if params is None or batch is None:
+                raise UsageError(
+                    "this optimiser reads the params and the batch: call "
+                    "optimizer.update(None, state, params, batch=batch) (a "
+                    "TrainState's apply_gradients passes no batch: call its tx.update)"
+                )
+            _check_params(problem, params)
+            for examples in (batch, curvature_batch):
+                if examples is not None:
+                    check_batch(examples, replicated)
+            return step(updates, state, params, batch, curvature_batch)
+
+        return optax.GradientTransformationExtraArgs(init, update)
 
 
-def initial_info(params: PyTree, damping: float = 0.0) -> Info:
+def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
     """The info before any update, in the dtypes that updates will give it."""
-    scalar = partial(jnp.full, (), dtype=optax.tree.dtype(params, "highest"))
+    scalar = partial(jnp.full, (), dtype=working_dtype(params))
     return Info(
         loss=scalar(0),
         damping=scalar(damping),
@@ -65,30 +155,39 @@ def initial_info(params: PyTree, damping: float = 0.0) -> Info:
         step_norm=scalar(0),
         accepted=jnp.bool(True),
         indefinite=jnp.bool(False),
+        gradient_norm=scalar(0),
+        predicted_decrease=scalar(jnp.nan),
+        actual_decrease=scalar(jnp.nan),
+        loss_after=scalar(jnp.nan),
+        refusal=jnp.int32(Refusal.NONE),
     )
 
 
-def transformation(
-    init: Callable[..., Any], step: Callable, mesh: Mesh | None
-) -> optax.GradientTransformationExtraArgs:
-    """An optax transformation from step(gradient | None, state, params, batch)."""
-    step = data_parallel(step, mesh)
+def _one_a_row(loss, replicated):
+    """The loss, refused where it does not return one number for each row it is given.
 
-    def update(updates, state, params=None, *, batch=None, **extra_args):
-        """Extra arguments are for the other members of an `optax.chain`."""
-        del extra_args
-        if params is None or batch is None:
+    Over devices anything else would count some examples more often than others.
+    """
+
+    def checked(outputs, batch):
+        losses_B, examples = loss(outputs, batch), examples_in(batch, replicated)
+        if losses_B.shape[:1] != (examples,):
             raise UsageError(
-                "this optimiser reads the params and the batch: call "
-                "optimizer.update(None, state, params, batch=batch)"
+                f"the loss returned shape {losses_B.shape} for the {examples} examples "
+                f"of a device: over a mesh it must return one number for each row of "
+                f"the batch's entries that are split"
             )
-        return step(updates, state, params, batch)
+        return losses_B
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return checked
 
 
-def check_positive(name: str, value: float, *, or_zero: bool = False) -> None:
-    """Raise UsageError unless value is finite and > 0 (≥ 0 with or_zero)."""
-    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
-        bound = "0 or more" if or_zero else "more than 0"
-        raise UsageError(f"{name} is {value}: use a number that is {bound}")
+def _check_params(problem: Problem, params: PyTree) -> None:
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise UsageError(
+            "optax.masked and optax.partition hide params that predict needs: to "
+            "freeze some, close over them in predict, and train the others alone"
+        )
+    check_differentiable(params)
+    check_penalty(problem, params)

@@ -1,145 +1,309 @@
-"""One second-order step, from its four choices.
+"""One second-order step, from its choices.
 
     w ← w + α d,   (C + λI) d ≈ -∇f(w)
 
 curvature C × solver × damping rule for λ × learning rate α (paper, eq. 2 and
 Algorithm 2). The methods beside this file are points in that grid. The solve is in the
-coordinates of reduction.py that suit the solver, where the step lies in their range:
-if it starts from 0 and its gradient is the batch's own.
+coordinates of coordinates.py that suit the solver, where the step lies in their range:
+if it starts from 0 and its gradient is that of the batch of its products.
 """
 
+import abc
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax import Array
 from optax import tree
 
-from hfdist.curvature import Curvature, mean_loss, quadratic
+from hfdist.checks import check_positive, known
+from hfdist.coordinates import Coordinates, full, pulled_back
+from hfdist.curvature import (
+    Curvature,
+    mean_loss_and_rounding,
+    quadratic,
+    value_and_gradient,
+)
 from hfdist.damping import (
+    RULES,
     DampingRule,
-    constant,
-    levenberg_marquardt,
+    Outcome,
+    Refusal,
+    before_the_step,
+    not_finite,
     reduction_ratio,
 )
-from hfdist.methods.method import Info, State, initial_info, transformation
-from hfdist.parallel import collectives
-from hfdist.problem import Problem
-from hfdist.reduction import Coordinates, first_product, full, pulled_back
+from hfdist.errors import UsageError
+from hfdist.first_product import FirstProduct, Shorter, first_product, shorten
+from hfdist.methods.method import Info, Method, State, initial_info
+from hfdist.parallel import ONE_DEVICE, Collectives, gather_batch
+from hfdist.pytree import PyTree, parameter_count, widen
 from hfdist.solvers.solution import Solution
 
-
-class Choice(NamedTuple):
-    """A point in the grid of second-order methods."""
-
-    curvature: Curvature
-    solve: Callable[..., Solution]  # (product, b, x0, inner), in the coordinates
-    coordinates: Callable[..., Coordinates]  # gram or orthonormal
-    damping: float  # λ, or λ₀ where it adapts
-    damping_rule: DampingRule
-    learning_rate: float  # α
-    warm_start: float = 0.0  # decay of d as the solver's next start; 0: from 0
-    # Products over the whole batch on every device, not over its share and all-reduced.
-    whole_batch: bool = False
+# Rounding errors of the params' relative size, of which f's resolution is made: about
+# as many as operations stand behind one another in a forward pass.
+ROUNDINGS = 8
 
 
 class Memory(NamedTuple):
     """What one step hands to the next."""
 
-    damping: Any  # λ, ()
+    updates: Array  # () int32, made so far, by which schedules go
+    damping: Array  # (), what the damping rule says of the next λ
+    refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
 
 
-def second_order(
-    problem: Problem, mesh: Mesh | None, choice: Choice
-) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation of one choice.
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder(Method):
+    """A point in the grid of second-order methods.
 
-    A step that is not finite is rejected: the update is zero and λ is raised. With
-    Levenberg-Marquardt damping, so is a step that raises the batch's loss.
+    A step that is not finite is refused: the update is zero. With Levenberg-Marquardt
+    damping, so is a step that raises the batch's f.
     """
-    devices = collectives(mesh)
 
-    def init(params):
-        info = initial_info(params, choice.damping)
-        start = tree.zeros_like(params) if choice.warm_start else None
+    damping: float = 4.0
+    """Damping λ, or λ₀ where it adapts; in your own loop, an optax schedule too."""
+    learning_rate: float = 0.5
+    """Step size α; in your own loop, an optax schedule too."""
+    curvature: Curvature = "gauss_newton"
+    """The matrix: Gauss-Newton, exact Hessian, or Hessian by finite differences."""
+    damping_rule: DampingRule = "constant"
+    """Keep λ, or let it follow the reduction ratio (Levenberg-Marquardt)."""
+    damping_bounds: tuple[float, float] = (1e-10, 1e10)
+    """Least and greatest λ that the damping rule may come to."""
+    input_reduction: bool = True
+    """Solve in the span of the batch's inputs where that gives the same step."""
+
+    # Numbers that a solver's vector takes for an unknown of the reduced solve.
+    vectors: ClassVar[int] = 1
+    # Products over the whole batch on every device, not over its share and all-reduced.
+    whole_batch: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("damping", self.damping, or_zero=True)
+        check_positive("learning_rate", self.learning_rate)
+        low, high = self.damping_bounds
+        check_positive("damping_bounds", low)
+        check_positive("damping_bounds", high)
+        if not self.adaptive:
+            return
+        if callable(self.damping):
+            raise UsageError(
+                "damping is a schedule, but levenberg_marquardt moves λ itself: give "
+                "λ₀, or damping_rule='constant'"
+            )
+        if known(self.damping) and not low <= self.damping <= high:
+            raise UsageError(
+                f"damping is {self.damping}, outside damping_bounds {low} … {high}: "
+                f"levenberg_marquardt needs a λ₀ within"
+            )
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        product: Callable[[PyTree], PyTree],
+        b: PyTree,
+        start: PyTree | None,
+        inner: Callable[[PyTree, PyTree], Array],
+        devices: Collectives,
+    ) -> Solution:
+        """x with A x ≈ b, A being self-adjoint in `inner`."""
+
+    @abc.abstractmethod
+    def coordinates(self, first: FirstProduct, devices: Collectives) -> Coordinates:
+        """Those of the span of the inputs that suit the solver."""
+
+    @property
+    def start_decay(self) -> float:
+        """ξ: the next solve starts from ξ times this solution; 0: from 0."""
+        return 0.0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether λ follows the loss after the step."""
+        return self.damping_rule != "constant"
+
+    def init(self, params):
+        info = initial_info(params, _at(self.damping, jnp.int32(0)))
         # A copy: no buffer may stand twice in a state that a caller donates.
-        return State(Memory(jnp.copy(info.damping), start), info)
+        damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
+        start = tree.zeros_like(widen(params)) if self.start_decay else None
+        return State(Memory(jnp.int32(0), damping, jnp.int32(0), start), info)
 
-    def step(gradient, state, params, batch):
+    def step(
+        self, problem, devices, gradient, state, params, batch, curvature_batch=None
+    ):
         memory = state.inner
-        reducible = gradient is None and memory.start is None
-        model_of = partial(_model, problem, choice, reducible)
+        learning_rate, damping = self._now(memory, state.info.loss.dtype)
         with jax.named_scope("gradient"):
-            space, model = model_of(params, batch, devices)
-        product = model.product
-        if choice.whole_batch and mesh is not None:
-            local, examples = devices.vary((params, devices.gather(batch)))
-            _, whole = model_of(local, examples, collectives(None))
-            product = whole.product
+            space, model, slopes = self._model(
+                problem, devices, gradient, params, batch, curvature_batch
+            )
 
         def damped_product(v):
             with jax.named_scope("product"):
-                return tree.add_scale(product(v), memory.damping, v)
+                return tree.add_scale(model.product(v), damping, v)
 
-        def loss_after(step):
-            moved = optax.apply_updates(space.params, space.into(step))
-            return mean_loss(space.problem, moved, batch, devices)
-
-        b = tree.scale(-1, model.gradient if gradient is None else gradient)
+        b = tree.scale(-1, model.gradient)
         with jax.named_scope("solve"):
-            solution = choice.solve(damped_product, b, memory.start, space.inner)
-        step = tree.scale(choice.learning_rate, solution.x)
-        info, damping = _judged(
-            choice, memory.damping, model.value, b, solution, step, space, loss_after
-        )
+            solution = self.solve(damped_product, b, memory.start, space.inner, devices)
+        step = tree.scale(learning_rate, solution.x)
+        info = _measured(model, b, solution, step, space, learning_rate, damping)
+        if self.adaptive:
+            change = space.into(step)
+            after = _after(space.problem, space.params, batch, devices, change, slopes)
+            info = _judged(info, *after)
+        memory = self._remembered(memory, info, damping, solution.x)
         zeros = tree.zeros_like(params)
+        step = tree.cast_like(space.expand(step), params)
+        step = tree.where(info.accepted, step, zeros)
+        return step, State(memory, tree.cast_like(info, state.info))
+
+    def explain(self, problem, params, batch):
+        n = parameter_count(params)
+        shorter = self._shorter(problem, params, batch, ONE_DEVICE)
+        if isinstance(shorter, str):
+            return f"solved for all {n:,} params and not in the inputs' span: {shorter}"
+        kernel = jax.tree.leaves(params)[shorter.kernel]
+        unknowns = n - kernel.size + len(batch["inputs"]) * kernel.shape[1]
+        return f"solved for {unknowns:,} unknowns, in the inputs' span, not for {n:,}"
+
+    def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
+        """α and λ of this update."""
+        learning_rate = jnp.asarray(_at(self.learning_rate, memory.updates), dtype)
+        if self.adaptive:
+            return learning_rate, memory.damping
+        damping = jnp.asarray(_at(self.damping, memory.updates), dtype)
+        return learning_rate, jnp.maximum(damping, memory.damping)
+
+    def _model(self, problem, devices, gradient, params, batch, curvature_batch):
+        """Coordinates to solve in, f's model in them, its gradient in their params.
+
+        The products are over the examples of the curvature batch, all else is of the
+        batch.
+        """
+        alone = gradient is None and curvature_batch is None
+        examples = batch if curvature_batch is None else curvature_batch
+        space, model = self._curvature(problem, devices, params, examples, alone)
+        if curvature_batch is not None:
+            value, own = value_and_gradient(problem, params, batch, devices)
+            model = model._replace(value=value, gradient=own)
+        if gradient is not None:
+            model = model._replace(gradient=tree.cast(gradient, model.value.dtype))
+        slopes, model = model.gradient, pulled_back(model, space)
+        if self.whole_batch and devices.size > 1:
+            local, whole = devices.vary((params, gather_batch(examples, devices)))
+            its_space, its_model = self._curvature(
+                problem, ONE_DEVICE, local, whole, alone
+            )
+            product = pulled_back(its_model, its_space).product
+            model = model._replace(product=product)
+        return space, model, slopes
+
+    def _curvature(self, problem, devices, params, examples, alone):
+        """Coordinates to solve in, and the quadratic model in their own params."""
+        shorter = self._shorter(problem, params, examples, devices, alone)
+        if isinstance(shorter, str):
+            space = full(problem, params)
+        else:
+            first = first_product(shorter, problem.loss, params, examples, devices)
+            space = self.coordinates(first, devices)
+        return space, quadratic(
+            space.problem, space.params, examples, self.curvature, devices
+        )
+
+    def _shorter(self, problem, params, batch, devices, alone=True) -> Shorter | str:
+        """The network behind its first product, or why the solve is not reduced."""
+        if not self.input_reduction:
+            return "input_reduction is off"
+        if self.start_decay:
+            return "the solver starts warm"
+        if not alone or "inputs" in devices.replicated:
+            return "the gradient is of other examples than the products"
+        params = devices.vary(params)
+        return shorten(problem, params, batch, devices.size, self.vectors)
+
+    def _remembered(self, memory: Memory, info: Info, damping: Array, x: Any) -> Memory:
+        """What the next step needs."""
         start = memory.start
         if start is not None:
-            start = tree.scale(choice.warm_start, solution.x)
-            start = tree.where(info.accepted, start, zeros)
-        step = tree.where(info.accepted, space.expand(step), zeros)
-        return step, State(Memory(damping, start), tree.cast_like(info, state.info))
-
-    return transformation(init, step, mesh)
-
-
-def _model(problem, choice, reducible, params, batch, devices):
-    """The coordinates to solve in, and the batch's quadratic model in them."""
-    first = first_product(problem, params, batch, devices) if reducible else None
-    space = choice.coordinates(first, devices) if first else full(problem, params)
-    model = quadratic(space.problem, space.params, batch, choice.curvature, devices)
-    return space, pulled_back(model, space)
+            start = tree.scale(self.start_decay, x)
+            start = tree.where(info.accepted, start, tree.zeros_like(start))
+        kept = before_the_step(info.refusal)
+        refused = jnp.where(kept, memory.refused, memory.refused + 1)
+        refused = jnp.where(info.accepted, 0, refused)
+        updates = jnp.asarray(optax.safe_increment(memory.updates))
+        outcome = Outcome(info.rho, info.refusal, refused)
+        first = jnp.asarray(_at(self.damping, memory.updates), damping.dtype)
+        rule = RULES[self.damping_rule]
+        damping = rule(damping, outcome, first, self.damping_bounds)
+        return Memory(updates, damping, refused, start)
 
 
-def _judged(choice, damping, value, b, solution, step, space, loss_after):
-    """What the step did, whether it is accepted, and the next λ."""
-    step_norm = jnp.sqrt(jnp.maximum(space.inner(step, step), 0))
-    accepted = jnp.isfinite(value + step_norm + solution.relative_residual)
-    rho = jnp.full_like(value, jnp.nan)
-    if choice.damping_rule == "constant":
-        next_damping = constant(damping, choice.damping, accepted)
-    else:
-        decrease = value - loss_after(step)
-        # C d needs no further product: C d = (b - residual) - λ d.
-        c_d = tree.sub(tree.sub(b, solution.residual), tree.scale(damping, solution.x))
-        # -(⟨g, s⟩ + ½ ⟨s, C s⟩) at s = α d, with λ left out (Martens 2010).
-        model = tree.add_scale(b, -choice.learning_rate / 2, c_d)
-        rho = reduction_ratio(decrease, space.inner(step, model))
-        rho = jnp.where(solution.indefinite, -jnp.inf, rho)
-        accepted &= decrease >= 0
-        next_damping = levenberg_marquardt(damping, rho)
-    info = Info(
-        loss=value,
+def _at(setting: Any, count: Array) -> Any:
+    """The value of a number or of a schedule after so many updates."""
+    return setting(count) if callable(setting) else setting
+
+
+def _after(problem, params, batch, devices, step, gradient):
+    """f(w + step), as `optax.apply_updates` makes it, and the change of f by rounding.
+
+    u ‖g ∘ w‖ of it comes from rounding the params, with roundoff u.
+    """
+    moved = optax.apply_updates(params, tree.cast_like(step, params))
+    value, rounding = mean_loss_and_rounding(problem, moved, batch, devices)
+    unit = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+    rounding += unit * tree.norm(tree.mul(gradient, params))
+    return value, ROUNDINGS * rounding
+
+
+def _measured(model, b, solution, step, space, learning_rate, damping) -> Info:
+    """What is known of a step without the loss after it."""
+    squared_norm = space.inner(step, step)
+    step_norm = jnp.sqrt(jnp.maximum(squared_norm, 0))
+    gradient_norm = jnp.sqrt(jnp.maximum(space.inner(b, b), 0))
+    # With s = α x and C x = b - r - λ x no further product is needed: the decrease
+    # ⟨b, s⟩ - ½ ⟨s, C s⟩, with λ left out (Martens 2010).
+    along_b = space.inner(step, b)
+    c_s = learning_rate * (along_b - space.inner(step, solution.residual))
+    predicted = along_b - (c_s - damping * squared_norm) / 2
+    refusal = not_finite(
+        model.value, gradient_norm, step_norm + solution.relative_residual
+    )
+    unknown = jnp.full_like(model.value, jnp.nan)
+    return Info(
+        loss=model.value,
         damping=damping,
-        rho=rho,
+        rho=unknown,
         cg_steps=solution.steps,
         cg_residual=solution.relative_residual,
         step_norm=step_norm,
-        accepted=accepted,
+        accepted=refusal == Refusal.NONE,
         indefinite=solution.indefinite,
+        gradient_norm=gradient_norm,
+        predicted_decrease=predicted,
+        actual_decrease=unknown,
+        loss_after=unknown,
+        refusal=refusal,
     )
-    return info, next_damping
+
+
+def _judged(info: Info, loss_after: Array, resolution: Array) -> Info:
+    """The info with what the loss after the step says."""
+    decrease = info.loss - loss_after
+    rho = reduction_ratio(decrease, info.predicted_decrease, resolution)
+    evident = ~jnp.isnan(rho)
+    rose = info.accepted & evident & ~(decrease >= 0)
+    refusal = jnp.where(rose, Refusal.LOSS_ROSE, info.refusal)
+    return info._replace(
+        rho=jnp.where(info.indefinite & evident, -jnp.inf, rho),
+        accepted=refusal == Refusal.NONE,
+        actual_decrease=decrease,
+        loss_after=loss_after,
+        refusal=refusal,
+    )

@@ -4,19 +4,20 @@ from dataclasses import dataclass
 
 import optax
 
-from hfdist.methods.first_order import first_order
-from hfdist.methods.method import Method, check_positive
+from hfdist.checks import check_positive
+from hfdist.methods.first_order import FirstOrder
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Method):
+class SGD(FirstOrder):
     """w ← w - α ∇f(w) (paper, section 4.1: α = 0.1)."""
 
     learning_rate: float = 0.1
-    """Step size α."""
+    """Step size α; in your own loop, an optax schedule too."""
 
     def __post_init__(self):
+        super().__post_init__()
         check_positive("learning_rate", self.learning_rate)
 
-    def build(self, problem, mesh=None):
-        return first_order(problem, mesh, optax.sgd(self.learning_rate))
+    def optimizer(self):
+        return optax.sgd(self.learning_rate)

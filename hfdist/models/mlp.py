@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 from flax import nnx
 
+from hfdist.checks import check_choices
 from hfdist.errors import UsageError
 from hfdist.models.model import Model
 
@@ -26,6 +27,7 @@ class MLP(Model):
     """Function between the layers."""
 
     def __post_init__(self):
+        check_choices(self)
         if any(width < 1 for width in self.hidden):
             raise UsageError(f"model.hidden is {self.hidden}: widths are 1 or more")
 

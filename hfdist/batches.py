@@ -1,0 +1,69 @@
+"""What a batch is: entries by name, in which an example is a row.
+
+Each leaf of an entry has one row per example and is split over the devices, but for the
+entries that are named as replicated (class weights, a random key), whole on each.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hfdist.errors import UsageError
+
+
+def check_batch(batch: Any, replicated: Collection[str]) -> None:
+    """Raise UsageError for what is no mapping, or lacks an entry that is replicated."""
+    if not isinstance(batch, Mapping):
+        raise UsageError(
+            f"the batch is a {type(batch).__name__}: pass a dict with entries by name "
+            f"(inputs, labels or targets, weights, and any of your own)"
+        )
+    missing = [name for name in replicated if name not in batch]
+    if missing:
+        raise UsageError(
+            f"replicated names {missing}, which the batch lacks: it has {list(batch)}"
+        )
+
+
+def is_replicated(path: tuple[Any, ...], replicated: Collection[str]) -> bool:
+    """Whether a leaf of a batch, by its path, is in an entry named as replicated."""
+    return jax.tree_util.keystr(path[:1], simple=True) in replicated
+
+
+def examples_in(batch: Any, replicated: Collection[str]) -> int:
+    """The number of rows that the entries of a batch have.
+
+    Raises UsageError, naming it, for an entry that has none or another number.
+    """
+    shapes = {
+        jax.tree_util.keystr(path): jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        if not is_replicated(path, replicated)
+    }
+    counts = Counter(shape[0] for shape in shapes.values() if shape)
+    if not counts:
+        raise UsageError("the batch has no entry with a row for each example")
+    inputs = shapes.get("['inputs']")
+    examples = inputs[0] if inputs else counts.most_common(1)[0][0]
+    for name, shape in shapes.items():
+        if shape[:1] != (examples,):
+            raise UsageError(
+                f"batch{name} has shape {shape}, which is not a row for each of the "
+                f"{examples} examples that the devices share: give it such rows, or, "
+                f"if every device needs all of it, name its entry in "
+                f"build(problem, mesh=mesh, replicated=(…,))"
+            )
+    return examples
+
+
+def check_shares(batch: Any, devices: int, replicated: Collection[str]) -> None:
+    """Raise UsageError for a batch that the devices cannot share evenly."""
+    examples = examples_in(batch, replicated)
+    if examples % devices:
+        raise UsageError(
+            f"the batch has {examples} examples, which {devices} devices cannot share "
+            f"evenly: pad it with examples of weight 0"
+        )
