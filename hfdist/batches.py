@@ -28,9 +28,14 @@ def check_batch(batch: Any, replicated: Collection[str]) -> None:
         )
 
 
+def entry_name(path: tuple[Any, ...]) -> str:
+    """The name of the entry that a leaf of a batch, by its path, is in."""
+    return jax.tree_util.keystr(path[:1], simple=True)
+
+
 def is_replicated(path: tuple[Any, ...], replicated: Collection[str]) -> bool:
-    """Whether a leaf of a batch, by its path, is in an entry named as replicated."""
-    return jax.tree_util.keystr(path[:1], simple=True) in replicated
+    """Whether that entry is named as replicated."""
+    return entry_name(path) in replicated
 
 
 def examples_in(batch: Any, replicated: Collection[str]) -> int:
@@ -39,22 +44,24 @@ def examples_in(batch: Any, replicated: Collection[str]) -> int:
     Raises UsageError, naming it, for an entry that has none or another number.
     """
     shapes = {
-        jax.tree_util.keystr(path): jnp.shape(leaf)
+        path: jnp.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
         if not is_replicated(path, replicated)
     }
     counts = Counter(shape[0] for shape in shapes.values() if shape)
     if not counts:
         raise UsageError("the batch has no entry with a row for each example")
-    inputs = shapes.get("['inputs']")
-    examples = inputs[0] if inputs else counts.most_common(1)[0][0]
-    for name, shape in shapes.items():
+    examples = counts.most_common(1)[0][0]
+    for path, shape in shapes.items():
+        if entry_name(path) == "inputs" and shape:
+            examples = shape[0]
+    for path, shape in shapes.items():
         if shape[:1] != (examples,):
             raise UsageError(
-                f"batch{name} has shape {shape}, which is not a row for each of the "
-                f"{examples} examples that the devices share: give it such rows, or, "
-                f"if every device needs all of it, name its entry in "
-                f"build(problem, mesh=mesh, replicated=(…,))"
+                f"batch{jax.tree_util.keystr(path)} has shape {shape}, which is not a "
+                f"row for each of the {examples} examples that the devices share: give "
+                f"it such rows, or, if every device needs all of it, "
+                f"build(problem, mesh=mesh, replicated=({entry_name(path)!r},))"
             )
     return examples
 

@@ -90,6 +90,12 @@ class Config:
     def __post_init__(self):
         check_choices(self)
         check_positive("l2", self.l2, or_zero=True)
+        for name, value in vars(self.method).items():
+            if callable(value):
+                raise UsageError(
+                    f"method.{name} is a function, which config.json cannot hold: give "
+                    f"a number here, and use schedules in a loop of your own"
+                )
         for name, value in vars(self).items():
             least = 0 if name == "seed" else 1
             if type(value) is int and value < least:

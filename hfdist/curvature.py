@@ -144,17 +144,17 @@ def _finite_difference(problem, params, batch, devices):
 
     ε‖v‖ = 2 √u (1 + ‖w‖) with u the unit roundoff, which balances truncation against
     cancellation (Nocedal & Wright 2006, section 8.1, scaled by the point as usual).
+    predict is given params in the working dtype: εv would be lost in bfloat16.
     """
-    wide = widen(params)
+    params = widen(params)
     value, gradient = _mean_loss_and_gradient(problem, params, batch, devices)
-    norm = tree.norm(wide)
-    unit = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(params))
-    displacement = 2 * jnp.sqrt(unit).astype(norm.dtype) * (1 + norm)
+    norm = tree.norm(params)
+    displacement = 2 * jnp.sqrt(jnp.finfo(norm.dtype).eps) * (1 + norm)
 
     def product(v):
         norm_v = tree.norm(v)
         epsilon = displacement / jnp.where(norm_v == 0, 1, norm_v)
-        shifted = tree.cast_like(tree.add_scale(wide, epsilon, v), params)
+        shifted = tree.add_scale(params, epsilon, v)
         _, ahead = _mean_loss_and_gradient(problem, shifted, batch, devices)
         return divide(tree.sub(ahead, gradient), epsilon)
 

@@ -37,11 +37,16 @@ class Shorter(NamedTuple):
 
 
 def shorten(
-    problem: Problem, params: PyTree, batch: Batch, devices: int, vectors: int
+    problem: Problem,
+    params: PyTree,
+    batch: Batch,
+    devices: int,
+    held: Callable[[int, int], int],
 ) -> Shorter | str:
     """The network behind its first product, or why it is not solved for there.
 
-    `batch` is one device's share; a vector takes `vectors` numbers for each unknown.
+    `batch` is one device's share. held(n, B) is what the solver holds, in numbers, for
+    n unknowns in the span of B inputs; of all params for B = 0.
     """
     if penalised(problem):
         return "the gradient of its l2 penalty is outside the span of the inputs"
@@ -60,13 +65,12 @@ def shorten(
     examples, features = devices * len(batch["inputs"]), batch["inputs"].shape[1]
     if examples >= features:
         return f"a batch has {examples:,} examples of only {features:,} inputs"
-    # Never for more memory: the solver's vectors may not become longer.
-    others = parameter_count(params) - kernel.size
-    reduced = vectors * (others + examples * kernel.shape[1])
-    if reduced > others + kernel.size:
+    n = parameter_count(params)
+    reduced = held(n - kernel.size + examples * kernel.shape[1], examples)
+    if reduced > held(n, 0):
         return (
-            f"a vector would take {reduced:,} numbers and takes "
-            f"{others + kernel.size:,}"
+            f"the solve would take memory for {reduced:,} numbers in the span of the "
+            f"inputs, and takes {held(n, 0):,}"
         )
     return shorter
 

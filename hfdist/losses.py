@@ -58,6 +58,6 @@ def _one_hot(labels_B: Array, z_BC: Array, weights_B: Array | None) -> Array:
     one_hot_BC = jax.nn.one_hot(labels_B, classes, dtype=z_BC.dtype)
     # jax.nn.one_hot makes it a row of zeros, which would count as loss 0.
     foreign_B = (labels_B < 0) | (labels_B >= classes)
-    if weights_B is not None:
+    if weights_B is not None and weights_B.shape == labels_B.shape:
         foreign_B &= weights_B != 0
     return jnp.where(foreign_B[..., None], jnp.nan, one_hot_BC)

@@ -121,30 +121,42 @@ def data_parallel(
             f"hfdist splits the batch over one mesh axis named '{AXIS}', but this mesh "
             f"has {mesh.axis_names}: build it with hfdist.make_mesh(devices)"
         )
-    # jax.make_mesh gives Explicit axes, on which the mathematics would have to say how
-    # each product is to be sharded.
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
+
+    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
 
     def sharded(gradient, state, params, *batches):
         for batch in batches:
             if batch is not None:
                 check_shares(batch, mesh.size, replicated)
-        specs = (
-            jax.tree_util.tree_map_with_path(
-                lambda path, _: P() if is_replicated(path, replicated) else P(AXIS), b
-            )
-            for b in batches
+        arguments = gradient, state, params, *batches
+        whole = jax.tree.map(lambda _: P(), (gradient, state, params))
+        shares = jax.tree_util.tree_map_with_path(
+            # The first key of a path is the place among the batches.
+            lambda path, _: P() if is_replicated(path[1:], replicated) else P(AXIS),
+            batches,
         )
+        specs = *whole, *shares
+        explicit = _explicit(arguments)
+        if explicit:  # where nothing is resharded unless asked for
+            shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+            arguments = jax.reshard(arguments, shardings)
         mapped = jax.shard_map(
             step,
-            mesh=mesh,
-            in_specs=(P(), P(), P(), *specs),
+            mesh=mesh if explicit else automatic,
+            in_specs=specs,
             out_specs=P(),
             check_vma=True,  # finds a forgotten all-reduce while tracing
         )
-        return mapped(gradient, state, params, *batches)
+        return mapped(*arguments)
 
     return sharded
+
+
+def _explicit(arguments: Any) -> bool:
+    """Whether JAX holds the arguments' shardings to be part of their types."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arguments)]
+    meshes.append(jax.sharding.get_abstract_mesh())
+    return any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
 
 
 def make_mesh(devices: int) -> Mesh | None:

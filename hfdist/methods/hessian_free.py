@@ -1,7 +1,6 @@
 """Hessian-free Newton and Gauss-Newton: products and conjugate gradients."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from hfdist.checks import check_positive, known
 from hfdist.coordinates import gram
@@ -23,8 +22,6 @@ class HessianFree(SecondOrder):
     (Martens: 0.95); 0: start from 0."""
     cg: CG = field(default_factory=CG)
 
-    vectors: ClassVar[int] = 2
-
     def __post_init__(self):
         super().__post_init__()
         check_positive("warm_start", self.warm_start, or_zero=True)
@@ -39,6 +36,10 @@ class HessianFree(SecondOrder):
     @property
     def start_decay(self):
         return self.warm_start
+
+    def held(self, unknowns, examples):
+        # x, r, p, A p and b; each twice, and XXᵀ, in gram coordinates.
+        return 5 * unknowns * (2 if examples else 1) + examples**2
 
     def coordinates(self, first, devices):
         return gram(first, devices)

@@ -21,6 +21,10 @@ class Newton(SecondOrder):
 
     whole_batch: ClassVar[bool] = True
 
+    def held(self, unknowns, examples):
+        del examples
+        return 3 * unknowns**2
+
     def coordinates(self, first, devices):
         return orthonormal(first, devices)
 

@@ -78,8 +78,6 @@ class SecondOrder(Method):
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
-    # Numbers that a solver's vector takes for an unknown of the reduced solve.
-    vectors: ClassVar[int] = 1
     # Products over the whole batch on every device, not over its share and all-reduced.
     whole_batch: ClassVar[bool] = False
 
@@ -90,6 +88,8 @@ class SecondOrder(Method):
         low, high = self.damping_bounds
         check_positive("damping_bounds", low)
         check_positive("damping_bounds", high)
+        if low > high:
+            raise UsageError(f"damping_bounds are {low} … {high}: give the least first")
         if not self.adaptive:
             return
         if callable(self.damping):
@@ -113,6 +113,13 @@ class SecondOrder(Method):
         devices: Collectives,
     ) -> Solution:
         """x with A x ≈ b, A being self-adjoint in `inner`."""
+
+    @abc.abstractmethod
+    def held(self, unknowns: int, examples: int) -> int:
+        """Numbers that a solve holds, in the span of so many inputs; 0: of all params.
+
+        The solve is never reduced for more memory than it takes without.
+        """
 
     @abc.abstractmethod
     def coordinates(self, first: FirstProduct, devices: Collectives) -> Coordinates:
@@ -168,10 +175,10 @@ class SecondOrder(Method):
         n = parameter_count(params)
         shorter = self._shorter(problem, params, batch, ONE_DEVICE)
         if isinstance(shorter, str):
-            return f"solved for all {n:,} params and not in the inputs' span: {shorter}"
+            return f"solves for all {n:,} params, as {shorter}"
         kernel = jax.tree.leaves(params)[shorter.kernel]
         unknowns = n - kernel.size + len(batch["inputs"]) * kernel.shape[1]
-        return f"solved for {unknowns:,} unknowns, in the inputs' span, not for {n:,}"
+        return f"solves in the span of the inputs: {unknowns:,} unknowns, not {n:,}"
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
@@ -226,7 +233,7 @@ class SecondOrder(Method):
         if not alone or "inputs" in devices.replicated:
             return "the gradient is of other examples than the products"
         params = devices.vary(params)
-        return shorten(problem, params, batch, devices.size, self.vectors)
+        return shorten(problem, params, batch, devices.size, self.held)
 
     def _remembered(self, memory: Memory, info: Info, damping: Array, x: Any) -> Memory:
         """What the next step needs."""
