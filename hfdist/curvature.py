@@ -15,7 +15,6 @@ working dtype (the widest leaf's, float32 at least) in all leaves.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -55,15 +54,13 @@ def quadratic(
         "hessian": _hessian,
         "finite_difference": _finite_difference,
     }[curvature]
-    with _missing_derivatives_explained():
-        value, gradient, product = build(problem, params, batch, devices)
+    value, gradient, mean_product = build(problem, params, batch, devices)
 
-    def penalised_product(v):
-        return tree.add(product(v), decay(problem, v))
+    def product(v):
+        return tree.add(mean_product(v), decay(problem, v))
 
     value, gradient = _add_penalty(problem, params, value, gradient)
-    product = penalised_product if penalised(problem) else product
-    return Quadratic(value, gradient, product)
+    return Quadratic(value, gradient, product if penalised(problem) else mean_product)
 
 
 def value_and_gradient(
@@ -111,6 +108,7 @@ def _gauss_newton(problem, params, batch, devices):
     """v -> J v -> H_z J v -> Jᵀ H_z J v, J and H_z each linearised once."""
     local = devices.vary(widen(params))
     outputs, jvp = jax.linearize(partial(_outputs, problem, params, batch), local)
+    _check_forward_derivative(jvp, local)
     vjp = jax.linear_transpose(jvp, local)
 
     # H_z is the derivative of the loss's gradient in the outputs, block diagonal over
@@ -191,15 +189,18 @@ def _loss_sums(
     return weighted_sums(problem, _outputs(problem, params, batch, wide), batch)
 
 
-@contextmanager
-def _missing_derivatives_explained():
+def _check_forward_derivative(jvp: Callable, v: PyTree) -> None:
+    """Raise UsageError for a layer that knows its reverse derivative alone.
+
+    JAX says so when J v is compiled, or batched, which is sooner.
+    """
     try:
-        yield
+        jax.eval_shape(jax.vmap(jvp), jax.tree.map(lambda leaf: leaf[None], v))
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
         raise UsageError(
             "predict has a layer with jax.custom_vjp, which has no forward derivative "
-            "for exact products: use curvature='finite_difference', which takes "
-            "gradients alone, or define the layer's derivative by jax.custom_jvp"
+            "for J v: use curvature='finite_difference', which takes gradients alone, "
+            "or define the layer's derivative by jax.custom_jvp"
         ) from error

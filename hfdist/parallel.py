@@ -8,10 +8,9 @@ The mathematics is single-device code over one device's share of the batch. It c
 
 On one device both are the identity. `data_parallel` wraps a whole optimiser update in
 one `shard_map`: params, state and every CG vector are replicated, the batch is split
-on its leading axis, but for the entries that are said to be replicated. An exact
-solve splits the columns of its matrix instead: `gather`
-gives every device the whole batch, `map` gives each its share of the columns; `share`
-is the inverse of `gather`.
+on its leading axis, but for the entries that are said to be replicated. The input
+reduction needs some rows of all devices on each: `gather` brings them there, and
+`share` is its inverse.
 
 The devices may belong to many processes; each process runs this same program.
 """
@@ -22,7 +21,6 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -32,6 +30,10 @@ from hfdist.batches import check_shares, is_replicated
 from hfdist.errors import UsageError
 
 AXIS = "data"
+# Whether JAX checks, while tracing, which values differ between devices. That finds a
+# forgotten all-reduce, and so the tests switch it on; but it refuses a predict with a
+# loop that starts from a constant, as every recurrent network's does.
+CHECK_VMA = False
 
 
 class Collectives(NamedTuple):
@@ -41,7 +43,6 @@ class Collectives(NamedTuple):
     reduce: Callable[[Any], Any]  # per-device sums -> their sum, replicated
     gather: Callable[[Any], Any]  # per-device rows -> those of all, replicated
     share: Callable[[Any], Any]  # those of all devices -> this device's
-    map: Callable[..., Any]  # lax.map(f, xs, batch_size=…), shared out and replicated
     size: int = 1  # number of devices
     replicated: Collection[str] = ()  # entries of a batch that each device has whole
 
@@ -55,7 +56,6 @@ def collectives(mesh: Mesh | None, replicated: Collection[str] = ()) -> Collecti
         reduce=_all_reduce,
         gather=_gather,
         share=_share,
-        map=_shared_map,
         size=mesh.size,
         replicated=replicated,
     )
@@ -65,7 +65,7 @@ def _same(tree: Any) -> Any:
     return tree
 
 
-ONE_DEVICE = Collectives(_same, _same, _same, _same, jax.lax.map)
+ONE_DEVICE = Collectives(_same, _same, _same, _same)
 
 
 def _all_reduce(tree: Any) -> Any:
@@ -82,27 +82,9 @@ def _gather(tree: Any) -> Any:
     return jax.lax.all_gather(tree, AXIS, tiled=True, to="invarying")
 
 
-def gather_batch(batch: Any, devices: Collectives) -> Any:
-    """The whole batch, on every device, from a device's share."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            leaf if is_replicated(path, devices.replicated) else devices.gather(leaf)
-        ),
-        batch,
-    )
-
-
 def _share(array: Any) -> Any:
     size = len(array) // jax.lax.axis_size(AXIS)
     return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(AXIS) * size, size)
-
-
-def _shared_map(f: Callable, xs: Any, *, batch_size: int) -> Any:
-    share = -(-len(xs) // jax.lax.axis_size(AXIS))
-    mine = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
-    # The last devices may have less to do; they repeat the last of all.
-    results = jax.lax.map(f, xs[jnp.minimum(mine, len(xs) - 1)], batch_size=batch_size)
-    return _gather(results)[: len(xs)]
 
 
 def data_parallel(
@@ -145,7 +127,7 @@ def data_parallel(
             mesh=mesh if explicit else automatic,
             in_specs=specs,
             out_specs=P(),
-            check_vma=True,  # finds a forgotten all-reduce while tracing
+            check_vma=CHECK_VMA,
         )
         return mapped(*arguments)
 

@@ -8,7 +8,6 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import cases
 import hfdist
 from cases import METHODS, Case, loop, relative_error
 from comms import collectives_of
@@ -45,13 +44,8 @@ LOSS = ("all-reduce", 3 * FLOAT, not IN_LOOP)  # with the squares of its roundin
 PRODUCT = ("all-reduce", N * FLOAT, IN_LOOP)
 # XLA lets the product at CG's start ride along with the gradient.
 GRADIENT_AND_PRODUCT = ("all-reduce", (2 * N + 2) * FLOAT, not IN_LOOP)
-EXAMPLES, COLUMNS = CASE.examples, 40  # of 39 columns, each of 4 devices computes 10
-EXACT = [
-    ("all-gather", EXAMPLES * cases.INPUTS * FLOAT, not IN_LOOP),
-    ("all-gather", EXAMPLES * INT, not IN_LOOP),  # labels
-    ("all-gather", EXAMPLES * FLOAT, not IN_LOOP),  # weights
-    ("all-gather", COLUMNS * N * FLOAT, not IN_LOOP),
-]
+# All columns at once, with the gradient: they are fewer than a block.
+MATRIX = ("all-reduce", (N * N + N + 2) * FLOAT, not IN_LOOP)
 COLLECTIVES = {
     "sgd": [GRADIENT],
     "hf_gauss_newton": [GRADIENT, PRODUCT],
@@ -59,8 +53,8 @@ COLLECTIVES = {
     # Its product is a difference of gradients, each with its loss.
     "hf_finite_difference": [GRADIENT, ("all-reduce", (N + 2) * FLOAT, IN_LOOP)],
     "hf_warm_lm": [GRADIENT_AND_PRODUCT, PRODUCT, LOSS],
-    "newton": [GRADIENT, *EXACT],
-    "newton_gauss_newton_lm": [GRADIENT, LOSS, *EXACT],
+    "newton": [MATRIX],
+    "newton_gauss_newton_lm": [MATRIX, LOSS],
 }
 
 

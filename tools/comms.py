@@ -48,6 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compiled import Collective, collectives_of, one_update, timer
+from hfdist import Method, Newton
 from hfdist.config import Config, load
 from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
@@ -56,9 +57,8 @@ from hfdist.pytree import parameter_count
 from hfdist.solvers.cg import CG
 
 NOT_PREDICTED = {
-    "dense": "Not predicted: this method shares out the columns of a matrix, whatever "
-    "the batch, and every device factorises the whole of it; the model here is of work "
-    "that is shared out by examples.",
+    "dense": "Not predicted: every device factorises the whole matrix; the model here "
+    "is of work that is shared out by examples.",
     "reduced": "Not predicted: this batch has fewer examples than an example has "
     "inputs, so the step is solved in their span, at a cost that is not linear in the "
     "batch; give the --batch-size of many devices, one of at least as many examples.",
@@ -173,6 +173,16 @@ def measured_cost(config: Config, examples: Examples) -> Cost:
     return fit(list(zip(batches, steps, seconds, strict=True)), config.batch_size)
 
 
+def repeats(collective: Collective, method: Method, cg_steps: int) -> int:
+    """How often a step runs a collective of its loop."""
+    if not isinstance(method, Newton):
+        return cg_steps
+    # The loop over whole blocks of columns, each with all rows; a rest is outside.
+    block = method.dense.block
+    rows = collective.bytes // (block * np.dtype("float32").itemsize)
+    return rows // block
+
+
 def _cg(config: Config) -> CG | None:
     return getattr(config.method, "cg", None)
 
@@ -189,7 +199,7 @@ def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     found = collectives_of(text or "")
     rows = []
     for c, count in Counter(sorted(found, key=lambda c: c.in_loop)).items():
-        times = count * (cg_steps if c.in_loop else 1)
+        times = count * (repeats(c, config.method, cg_steps) if c.in_loop else 1)
         row = {**c._asdict(), "count": count, "bytes_per_step": times * c.bytes}
         rows.append(row | {"rounds_per_step": times * rounds(c.kind, devices)})
     said = {
@@ -202,8 +212,10 @@ def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds_per_step": sum(row["rounds_per_step"] for row in rows),
         "collectives": rows,
     }
+    if isinstance(config.method, Newton):
+        return said | {"not_predicted": NOT_PREDICTED["dense"]}
     if any(c.kind != "all-reduce" for c in found):
-        return said | {"not_predicted": NOT_PREDICTED["reduced" if cg else "dense"]}
+        return said | {"not_predicted": NOT_PREDICTED["reduced"]}
     cost = measured_cost(config, examples)
     if arguments.product_ms:
         cost = cost._replace(per_cg_step=1e-3 * arguments.product_ms)

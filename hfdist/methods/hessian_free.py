@@ -44,6 +44,5 @@ class HessianFree(SecondOrder):
     def coordinates(self, first, devices):
         return gram(first, devices)
 
-    def solve(self, product, b, start, inner, devices):
-        del devices  # CG's vectors are the same on each
+    def solve(self, product, b, start, inner):
         return self.cg.solve(product, b, start, inner)

@@ -1,7 +1,6 @@
 """Newton's method and damped Newton: the exact solve, for small networks."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from hfdist.coordinates import orthonormal
 from hfdist.curvature import Curvature
@@ -19,8 +18,6 @@ class Newton(SecondOrder):
     """The matrix: exact Hessian, Gauss-Newton, or Hessian by finite differences."""
     dense: Dense = field(default_factory=Dense)
 
-    whole_batch: ClassVar[bool] = True
-
     def held(self, unknowns, examples):
         del examples
         return 3 * unknowns**2
@@ -28,8 +25,7 @@ class Newton(SecondOrder):
     def coordinates(self, first, devices):
         return orthonormal(first, devices)
 
-    def solve(self, product, b, start, inner, devices):
+    def solve(self, product, b, start, inner):
         """By the matrix in orthonormal coordinates, where `inner` is the plain."""
         del start, inner
-        # Each device computes its share of the columns.
-        return self.dense.solve(product, b, devices.map)
+        return self.dense.solve(product, b)

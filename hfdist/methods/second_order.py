@@ -11,7 +11,7 @@ if it starts from 0 and its gradient is that of the batch of its products.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from hfdist.damping import (
 from hfdist.errors import UsageError
 from hfdist.first_product import FirstProduct, Shorter, first_product, shorten
 from hfdist.methods.method import Info, Method, State, initial_info
-from hfdist.parallel import ONE_DEVICE, Collectives, gather_batch
+from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.pytree import PyTree, parameter_count, widen
 from hfdist.solvers.solution import Solution
 
@@ -78,9 +78,6 @@ class SecondOrder(Method):
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
-    # Products over the whole batch on every device, not over its share and all-reduced.
-    whole_batch: ClassVar[bool] = False
-
     def __post_init__(self):
         super().__post_init__()
         check_positive("damping", self.damping, or_zero=True)
@@ -110,7 +107,6 @@ class SecondOrder(Method):
         b: PyTree,
         start: PyTree | None,
         inner: Callable[[PyTree, PyTree], Array],
-        devices: Collectives,
     ) -> Solution:
         """x with A x ≈ b, A being self-adjoint in `inner`."""
 
@@ -158,7 +154,7 @@ class SecondOrder(Method):
 
         b = tree.scale(-1, model.gradient)
         with jax.named_scope("solve"):
-            solution = self.solve(damped_product, b, memory.start, space.inner, devices)
+            solution = self.solve(damped_product, b, memory.start, space.inner)
         step = tree.scale(learning_rate, solution.x)
         info = _measured(model, b, solution, step, space, learning_rate, damping)
         if self.adaptive:
@@ -202,15 +198,7 @@ class SecondOrder(Method):
             model = model._replace(value=value, gradient=own)
         if gradient is not None:
             model = model._replace(gradient=tree.cast(gradient, model.value.dtype))
-        slopes, model = model.gradient, pulled_back(model, space)
-        if self.whole_batch and devices.size > 1:
-            local, whole = devices.vary((params, gather_batch(examples, devices)))
-            its_space, its_model = self._curvature(
-                problem, ONE_DEVICE, local, whole, alone
-            )
-            product = pulled_back(its_model, its_space).product
-            model = model._replace(product=product)
-        return space, model, slopes
+        return space, pulled_back(model, space), model.gradient
 
     def _curvature(self, problem, devices, params, examples, alone):
         """Coordinates to solve in, and the quadratic model in their own params."""

@@ -48,7 +48,6 @@ class Dense:
         self,
         product: Callable[[PyTree], PyTree],
         b: PyTree,
-        map: Callable[..., Array] = jax.lax.map,
     ) -> Solution:
         """x with A x = b, A materialised from its products by a `lax.map`.
 
@@ -56,7 +55,7 @@ class Dense:
         """
         self.check_memory(b)
         b_N, unravel = ravel_pytree(b)
-        a_NN = materialise(product, b, self.block, map)
+        a_NN = materialise(product, b, self.block)
         factor_NN = jnp.linalg.cholesky(a_NN)
         indefinite = ~jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
         x_N = jax.lax.cond(
@@ -75,7 +74,6 @@ def materialise(
     product: Callable[[PyTree], PyTree],
     like: PyTree,
     block: int,
-    map: Callable[..., Array] = jax.lax.map,
 ) -> Array:
     """The symmetric matrix A (N, N) of v -> A v, `block` columns at a time."""
     flat_N, unravel = ravel_pytree(like)
@@ -85,7 +83,7 @@ def materialise(
         return ravel_pytree(product(unravel(unit_N)))[0]
 
     # Stacked columns are rows: the transpose, which is A itself.
-    return map(column, jnp.arange(flat_N.size), batch_size=block)
+    return jax.lax.map(column, jnp.arange(flat_N.size), batch_size=block)
 
 
 def device_memory() -> int:
