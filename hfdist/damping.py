@@ -98,5 +98,5 @@ def reduction_ratio(actual: Array, predicted: Array, resolution: Array) -> Array
     """
     sound = (actual >= 0) & (predicted > 0) & jnp.isfinite(actual / predicted)
     rho = jnp.where(sound, actual / jnp.where(sound, predicted, 1), -jnp.inf)
-    within = jnp.maximum(jnp.abs(actual), jnp.abs(predicted)) <= resolution
-    return jnp.where(within, jnp.nan, rho)
+    size = jnp.maximum(jnp.abs(actual), jnp.abs(predicted))
+    return jnp.where(jnp.isfinite(size) & (size <= resolution), jnp.nan, rho)

@@ -43,6 +43,11 @@ def widen(params: PyTree) -> PyTree:
     return tree.cast(params, working_dtype(params))
 
 
+def roundoff(params: PyTree) -> float:
+    """u, the relative spacing of the numbers of the narrowest leaf's dtype."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
+
+
 def check_differentiable(params: PyTree) -> None:
     """Raise UsageError, naming it, for a leaf that is no array of real numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

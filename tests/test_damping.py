@@ -110,3 +110,9 @@ def test_the_first_that_is_not_finite_is_named(norms, refusal):
 def test_reduction_ratio(actual, predicted, rho):
     numbers = (jnp.float64(x) for x in (actual, predicted, 0.02))
     assert reduction_ratio(*numbers) == pytest.approx(rho, nan_ok=True)
+
+
+@pytest.mark.parametrize("actual", [NAN, -INF])
+def test_a_loss_that_is_not_finite_is_evidence_whatever_the_resolution(actual):
+    numbers = (jnp.float64(x) for x in (actual, 0.4, INF))
+    assert reduction_ratio(*numbers) == -INF

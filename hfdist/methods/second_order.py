@@ -40,11 +40,10 @@ from hfdist.errors import UsageError
 from hfdist.first_product import FirstProduct, Shorter, first_product, shorten
 from hfdist.methods.method import Info, Method, State, initial_info
 from hfdist.parallel import ONE_DEVICE, Collectives
-from hfdist.pytree import PyTree, parameter_count, widen
+from hfdist.pytree import PyTree, parameter_count, roundoff, widen
 from hfdist.solvers.solution import Solution
 
-# Rounding errors of the params' relative size, of which f's resolution is made: about
-# as many as operations stand behind one another in a forward pass.
+# The difference of two losses is evidence above so many times the rounding of one.
 ROUNDINGS = 8
 
 
@@ -144,7 +143,7 @@ class SecondOrder(Method):
         memory = state.inner
         learning_rate, damping = self._now(memory, state.info.loss.dtype)
         with jax.named_scope("gradient"):
-            space, model, slopes = self._model(
+            space, model = self._model(
                 problem, devices, gradient, params, batch, curvature_batch
             )
 
@@ -158,9 +157,7 @@ class SecondOrder(Method):
         step = tree.scale(learning_rate, solution.x)
         info = _measured(model, b, solution, step, space, learning_rate, damping)
         if self.adaptive:
-            change = space.into(step)
-            after = _after(space.problem, space.params, batch, devices, change, slopes)
-            info = _judged(info, *after)
+            info = _judged(info, space, step, params, batch, devices)
         memory = self._remembered(memory, info, damping, solution.x)
         zeros = tree.zeros_like(params)
         step = tree.cast_like(space.expand(step), params)
@@ -185,7 +182,7 @@ class SecondOrder(Method):
         return learning_rate, jnp.maximum(damping, memory.damping)
 
     def _model(self, problem, devices, gradient, params, batch, curvature_batch):
-        """Coordinates to solve in, f's model in them, its gradient in their params.
+        """Coordinates to solve in, and f's model in them.
 
         The products are over the examples of the curvature batch, all else is of the
         batch.
@@ -198,7 +195,7 @@ class SecondOrder(Method):
             model = model._replace(value=value, gradient=own)
         if gradient is not None:
             model = model._replace(gradient=tree.cast(gradient, model.value.dtype))
-        return space, pulled_back(model, space), model.gradient
+        return space, pulled_back(model, space)
 
     def _curvature(self, problem, devices, params, examples, alone):
         """Coordinates to solve in, and the quadratic model in their own params."""
@@ -245,18 +242,6 @@ def _at(setting: Any, count: Array) -> Any:
     return setting(count) if callable(setting) else setting
 
 
-def _after(problem, params, batch, devices, step, gradient):
-    """f(w + step), as `optax.apply_updates` makes it, and the change of f by rounding.
-
-    u ‖g ∘ w‖ of it comes from rounding the params, with roundoff u.
-    """
-    moved = optax.apply_updates(params, tree.cast_like(step, params))
-    value, rounding = mean_loss_and_rounding(problem, moved, batch, devices)
-    unit = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
-    rounding += unit * tree.norm(tree.mul(gradient, params))
-    return value, ROUNDINGS * rounding
-
-
 def _measured(model, b, solution, step, space, learning_rate, damping) -> Info:
     """What is known of a step without the loss after it."""
     squared_norm = space.inner(step, step)
@@ -288,9 +273,16 @@ def _measured(model, b, solution, step, space, learning_rate, damping) -> Info:
     )
 
 
-def _judged(info: Info, loss_after: Array, resolution: Array) -> Info:
-    """The info with what the loss after the step says."""
-    decrease = info.loss - loss_after
+def _judged(info, space, step, params, batch, devices) -> Info:
+    """The info with what the loss after the step says of it."""
+    change = tree.cast_like(space.into(step), space.params)
+    moved = optax.apply_updates(space.params, change)
+    loss, rounding = mean_loss_and_rounding(space.problem, moved, batch, devices)
+    # A step shorter than the rounding of the params is no evidence of anything.
+    shortest = roundoff(params) * tree.norm(widen(params))
+    resolution = jnp.where(info.step_norm > shortest, ROUNDINGS * rounding, jnp.inf)
+
+    decrease = info.loss - loss
     rho = reduction_ratio(decrease, info.predicted_decrease, resolution)
     evident = ~jnp.isnan(rho)
     rose = info.accepted & evident & ~(decrease >= 0)
@@ -299,6 +291,6 @@ def _judged(info: Info, loss_after: Array, resolution: Array) -> Info:
         rho=jnp.where(info.indefinite & evident, -jnp.inf, rho),
         accepted=refusal == Refusal.NONE,
         actual_decrease=decrease,
-        loss_after=loss_after,
+        loss_after=loss,
         refusal=refusal,
     )
