@@ -1,6 +1,7 @@
 """What is being minimised: a model's outputs, a convex loss of them, a penalty."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,8 @@ class Problem(NamedTuple):
     l2: Any = 0.0  # μ ≥ 0: one number, or a tree of numbers like the params
 
 
-class KernelFirst(NamedTuple):
+@dataclass(frozen=True)
+class KernelFirst:
     """A predict that names its first product A = X W, for the input reduction.
 
         predict(w, batch) = behind(w with A = batch["inputs"] @ W in W's place, batch)

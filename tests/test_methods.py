@@ -231,6 +231,45 @@ def test_damped_newton_by_dense_solve_and_by_cg_take_the_same_five_steps(curvatu
 # Damping, rejection, warm start, negative curvature.
 
 
+@pytest.mark.parametrize("rule", ["constant", LM])
+def test_the_info_says_what_the_step_promised_and_kept(rule):
+    method = HessianFree(damping=2.0, learning_rate=0.7, damping_rule=rule)
+    params, (info,) = loop(method.build(CASE.problem), CASE.params, CASE.batch, steps=1)
+    step_N = np.asarray(ravel_pytree(params)[0] - ravel_pytree(CASE.params)[0])
+    gradient_N = CASE.dense_gradient()
+    predicted = -gradient_N @ step_N - step_N @ CASE.dense_gauss_newton() @ step_N / 2
+    assert info.predicted_decrease == pytest.approx(predicted, rel=1e-8)
+    assert info.gradient_norm == pytest.approx(np.linalg.norm(gradient_N), rel=1e-12)
+    assert info.refusal == hfdist.Refusal.NONE
+    losses_B = CASE.problem.loss(CASE.predict(params, CASE.batch), CASE.batch)
+    after = CASE.weights() @ np.asarray(losses_B)
+    if rule == LM:
+        assert info.loss_after == pytest.approx(after, rel=1e-12)
+        decrease = CASE.dense_value() - after
+        assert info.actual_decrease == pytest.approx(decrease, rel=1e-9)
+    else:  # it would take a forward pass
+        assert np.isnan([info.loss_after, info.actual_decrease, info.rho]).all()
+
+
+def test_the_info_says_why_a_step_was_refused():
+    refusal = hfdist.Refusal
+    singular = Newton(damping=0.0, input_reduction=False)
+    zeros = jax.tree.map(jnp.zeros_like, CASE.params)
+    _, (info,) = loop(singular.build(CASE.problem), zeros, CASE.batch, steps=1)
+    assert info.refusal == refusal.STEP_NOT_FINITE
+    far = HessianFree(damping=0.01, learning_rate=50.0, damping_rule=LM)
+    _, (info,) = loop(far.build(CASE.problem), CASE.params, CASE.batch, steps=1)
+    assert info.refusal == refusal.LOSS_ROSE
+    for method in (SGD(), HessianFree()):
+        optimizer = method.build(CASE.problem)
+        poisoned = jax.tree.map(lambda w: w * jnp.nan, CASE.params)
+        _, state = optimizer.update(
+            poisoned, optimizer.init(CASE.params), CASE.params, batch=CASE.batch
+        )
+        assert state.info.refusal == refusal.GRADIENT_NOT_FINITE
+        assert not state.info.accepted
+
+
 def test_rho_is_the_ratio_of_actual_and_predicted_decrease():
     method = HessianFree(damping=2.0, learning_rate=0.7, damping_rule=LM)
     optimizer = method.build(CASE.problem)

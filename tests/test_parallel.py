@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import hfdist
 from cases import METHODS, Case, loop, relative_error
 from comms import collectives_of
-from hfdist import CG, HessianFree
+from hfdist import CG, HessianFree, parallel
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
 MESH = hfdist.make_mesh(4)
@@ -67,6 +67,22 @@ def test_the_collectives_of_a_compiled_step_are_these_and_no_more(name):
     batch = jax.device_put(CASE.batch, rows)
     hlo = update.lower(state, CASE.params, batch).compile().as_text()
     assert sorted(collectives_of(hlo)) == sorted(COLLECTIVES[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_value_that_differs_between_devices_is_taken_for_one_that_does_not(
+    name, monkeypatch
+):
+    """JAX's own check, while tracing: no all-reduce is forgotten."""
+    monkeypatch.setattr(parallel, "CHECK_VMA", True)
+    optimizer = METHODS[name].build(CASE.problem, MESH)
+    state = optimizer.init(CASE.params)
+    jax.eval_shape(
+        lambda s, p, b: optimizer.update(None, s, p, batch=b),
+        state,
+        CASE.params,
+        CASE.batch,
+    )
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -1,6 +1,8 @@
 """Steps in the span of the inputs against the same steps in all the params."""
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -233,3 +235,134 @@ def test_float32_stays_float32_and_agrees():
         expected, _ = plain.update(None, plain.init(params), params, batch=batch)
         assert {a.dtype for a in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
         assert relative_error(updates, expected) < 1e-4
+
+
+def test_the_switch_and_what_is_said_of_it():
+    problem, params = problem_of((6,))
+    batch = batch_of()
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))  # 14·6 + 6 + 6·3 + 3
+    newton = METHODS["newton"]
+    said = newton.explain(problem, params, batch)
+    assert said == "solves in the span of the inputs: 75 unknowns, not 111"
+    assert total == 111
+    cases = {
+        "input_reduction is off": (unreduced(newton), problem, batch),
+        "the solver starts warm": (HessianFree(warm_start=0.9), problem, batch),
+        "memory for 814 numbers": (METHODS["hf"], problem, batch),
+        "no matrix of inputs": (newton, problem, {"images": batch["inputs"]}),
+        "more than once": (newton, problem._replace(predict=skip_connection), batch),
+    }
+    kernels = {"a": jnp.ones((14, 4)), "b": jnp.ones((4, 3)), "c": jnp.ones((14, 3))}
+    for why, (method, other, data) in cases.items():
+        given = kernels if other.predict is skip_connection else params
+        said = method.explain(other, given, data)
+        assert said.startswith("solves for all")
+        assert why in said
+
+
+def matrix_products(problem, params, batch, method):
+    """The parameters of all matrix products with X, the batch's inputs."""
+    optimizer = method.build(problem)
+    program = jax.make_jaxpr(lambda s, p: optimizer.update(None, s, p, batch=batch))
+    equations = program(optimizer.init(params), params).jaxpr.eqns
+    return [e.params for e in equations if e.primitive.name == "dot_general"]
+
+
+def test_the_product_left_out_is_made_as_the_model_makes_it():
+    def predict(params, batch):
+        return jnp.dot(
+            batch["inputs"],
+            params["w"],
+            precision=jax.lax.Precision.HIGH,
+            preferred_element_type=jnp.float64,
+        )
+
+    problem = hfdist.Problem(predict, LOSSES["softmax_cross_entropy"])
+    params = {"w": jnp.ones((INPUTS, OUTPUTS))}
+    first, *_ = matrix_products(problem, params, batch_of(), METHODS["newton"])
+    assert first["precision"] == (jax.lax.Precision.HIGH,) * 2
+    assert first["preferred_element_type"] == jnp.float64
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("name", ["newton", "hf"])
+def test_a_kernel_that_is_named_need_not_be_found(name, devices):
+    """Its product is inside a jit of the model's own."""
+    model = MLP(hidden=(6,), activation="tanh")
+    predict, params = functional(model.build(60, OUTPUTS, seed=0))
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+    first, last = params["layers"][0], params["layers"][2]
+    params = {"w": first["kernel"], "b": first["bias"], "v": last["kernel"]}
+
+    @jax.jit
+    def behind(params, batch):
+        del batch
+        return jnp.tanh(params["w"] + params["b"]) @ params["v"]
+
+    rng = np.random.default_rng(7)
+    batch = batch_of() | {"inputs": jnp.asarray(rng.normal(size=(EXAMPLES, 60)))}
+    loss = LOSSES["softmax_cross_entropy"]
+    named = hfdist.Problem(hfdist.KernelFirst("['w']", behind), loss)
+    hidden = hfdist.Problem(jax.jit(named.predict), loss)
+    method, mesh = METHODS[name], hfdist.make_mesh(devices)
+    assert "span" in method.explain(named, params, batch)
+    assert method.explain(hidden, params, batch).startswith("solves for all")
+    after, _ = loop(method.build(named, mesh), params, batch)
+    expected, _ = loop(method.build(hidden), params, batch)
+    assert relative_error(after, expected) < 1e-9
+
+
+def test_a_kernel_that_is_not_there_is_refused():
+    predict = hfdist.KernelFirst("w", lambda params, batch: params["w"])
+    problem = hfdist.Problem(predict, LOSSES["softmax_cross_entropy"])
+    with pytest.raises(ValueError, match=r"KernelFirst names 'w'.*they have \['w'\]"):
+        METHODS["newton"].explain(problem, {"w": jnp.ones((14, 3))}, batch_of())
+
+
+SHAPES = [(10,), (128,), (500, 250), (1,), ()]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "examples"),
+    [
+        *itertools.product(SHAPES, [64, 256]),
+        pytest.param((4096, 4096), 256, marks=pytest.mark.slow),
+    ],
+)
+def test_it_never_costs_memory(hidden, examples):
+    """Temporaries of a step of ten CG steps, by XLA's own count."""
+    predict, params = functional(MLP(hidden=hidden).build(784, 10, 0))
+    problem = hfdist.Problem(predict, LOSSES["softmax_cross_entropy"])
+    batch = {
+        "inputs": jnp.ones((examples, 784), jnp.float32),
+        "labels": jnp.arange(examples) % 10,
+    }
+
+    def temporaries(method):
+        optimizer = method.build(problem)
+        update = jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))
+        lowered = update.lower(optimizer.init(params), params, batch)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    method = HessianFree(cg=CG(max_steps=10))
+    assert temporaries(method) <= temporaries(unreduced(method))
+
+
+def test_what_jax_may_break_breaks_no_method():
+    """jax.extend is no stable interface."""
+    program = """
+import sys
+sys.modules["jax.extend"] = sys.modules["jax.extend.core"] = None
+import jax.numpy as jnp, hfdist
+problem = hfdist.Problem(lambda p, b: b["inputs"] @ p, hfdist.losses.squared_error)
+batch = {"inputs": jnp.ones((2, 5)), "targets": jnp.ones((2, 1))}
+for method in (hfdist.SGD(), hfdist.HessianFree(), hfdist.Newton(damping=1.0)):
+    optimizer, params = method.build(problem), jnp.zeros((5, 1))
+    _, state = optimizer.update(None, optimizer.init(params), params, batch=batch)
+    assert state.info.accepted
+    print(method.explain(problem, params, batch))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("this JAX has no jax.extend.core") == 2
