@@ -30,6 +30,10 @@ for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+# Raise it with every change to what a method's state holds.
+FORMAT = 2
+
+
 class Unsound(Exception):
     """A checkpoint that cannot be trusted, and why."""
 
@@ -79,7 +83,7 @@ class Checkpoints:
         checkpoints stay whole.
         """
         seals = checksums(params=params, optimizer=optimizer, record=record)
-        sealed = {"record": record, "checksums": seals}
+        sealed = {"format": FORMAT, "record": record, "checksums": seals}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
@@ -93,8 +97,11 @@ class Checkpoints:
         """(items, record) of a step, for the items in like: params=…, optimizer=….
 
         Each comes back with the structure and on the devices of its like. Raises
-        Unsound.
+        Unsound, and UsageError for an optimiser's state of another format, which is no
+        damage.
         """
+        if "optimizer" in like:
+            self._check_format(step)
         arguments = {
             name: ocp.args.StandardRestore(
                 jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
@@ -114,6 +121,19 @@ class Checkpoints:
         except Exception as error:  # whatever damage makes Orbax raise
             raise Unsound(_first_line(error)) from error
         return items, record
+
+    def _check_format(self, step: int) -> None:
+        try:
+            record = ocp.args.Composite(record=ocp.args.JsonRestore())
+            found = self._manager.restore(step, args=record)["record"].get("format", 1)
+        except Exception as error:
+            raise Unsound(_first_line(error)) from error
+        if found != FORMAT:
+            raise UsageError(
+                f"checkpoint {step} in {self.folder} is of format {found}, and this "
+                f"hfdist continues format {FORMAT}: continue with the hfdist that wrote "
+                f"it, or start a new run from its params by --init-from"
+            )
 
     def verify(self, step: int) -> int:
         """Compare every checksum of a step; the bytes of its arrays. Raises Unsound."""

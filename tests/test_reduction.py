@@ -289,7 +289,7 @@ def test_the_product_left_out_is_made_as_the_model_makes_it():
 def test_a_kernel_that_is_named_need_not_be_found(name, devices):
     """Its product is inside a jit of the model's own."""
     model = MLP(hidden=(6,), activation="tanh")
-    predict, params = functional(model.build(60, OUTPUTS, seed=0))
+    _, params = functional(model.build(60, OUTPUTS, seed=0))
     params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
     first, last = params["layers"][0], params["layers"][2]
     params = {"w": first["kernel"], "b": first["bias"], "v": last["kernel"]}

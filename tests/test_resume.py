@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import idx_files
+from hfdist import UsageError, checkpoint
 from hfdist.checkpoint import Checkpoints
 from hfdist.resume import restore_newest
 from together import ROOT, children_of, clean_environment, train_losses
@@ -317,3 +319,19 @@ def test_a_new_run_starts_from_the_params_of_another(settings, tmp_path):
     code, output = finish([SGD, *settings, "--init-from", old, "--run-dir", new])
     assert code == 0, output
     assert train_losses(new)[0] < 0.5 * train_losses(old)[0]
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_stays(tmp_path, monkeypatch):
+    """It is no damage: an older hfdist can continue it."""
+    folder = tmp_path / "checkpoints"
+    state = {"params": {"w": jnp.ones(3)}, "optimizer": {"count": jnp.int32(4)}}
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    with closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(5, record={"step": 5}, **state)
+    monkeypatch.undo()
+    with closing(Checkpoints(folder)) as checkpoints:
+        with pytest.raises(UsageError, match=r"checkpoint 5 in .* is of format 1"):
+            checkpoints.restore(5, **state)
+        items, _ = checkpoints.restore(5, params=state["params"])
+        assert checkpoints.steps() == [5]
+    assert np.array_equal(items["params"]["w"], np.ones(3))

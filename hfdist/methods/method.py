@@ -34,7 +34,7 @@ class Info(NamedTuple):
 
     loss: Array  # f(w) of the batch, before the update
     damping: Array  # the λ that the update was made with
-    rho: Array  # reduction ratio, actual / predicted decrease
+    rho: Array  # reduction ratio, actual / predicted decrease; NaN: no evidence
     cg_steps: Array
     cg_residual: Array  # ‖b - A x‖ / ‖b‖ of the linear solve
     step_norm: Array  # ‖step‖, also of a step that was not accepted
