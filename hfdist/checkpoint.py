@@ -131,8 +131,8 @@ class Checkpoints:
         if found != FORMAT:
             raise UsageError(
                 f"checkpoint {step} in {self.folder} is of format {found}, and this "
-                f"hfdist continues format {FORMAT}: continue with the hfdist that wrote "
-                f"it, or start a new run from its params by --init-from"
+                f"hfdist continues format {FORMAT}: use the hfdist that wrote it, or "
+                f"start a new run from its params by --init-from"
             )
 
     def verify(self, step: int) -> int:
