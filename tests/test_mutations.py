@@ -102,6 +102,48 @@ MUTATIONS = {
         "inner=lambda a, b: inner(a[0], b[0])",
         "reduction",
     ),
+    "find the inputs by their name's place among sorted names": (
+        "first_product.py",
+        "invars[count + entries.index(INPUTS)]",
+        "invars[count + sorted(batch).index('inputs')]",
+        "batches",
+    ),
+    "split the entries that are replicated": (
+        "batches.py",
+        "return entry_name(path) in replicated",
+        "return False",
+        "batches",
+    ),
+    "take rounding for evidence": (
+        "damping.py",
+        "jnp.isfinite(size) & (size <= resolution)",
+        "jnp.isfinite(size) & (size < 0)",
+        "levenberg_marquardt",
+    ),
+    "leave the penalty out of the products": (
+        "curvature.py",
+        "product if penalised(problem) else mean_product",
+        "mean_product",
+        "l2",
+    ),
+    "judge a step by the batch of its products": (
+        "methods/second_order.py",
+        "info = _judged(info, space, step, params, batch, devices)",
+        "info = _judged(info, space, step, params, curvature_batch or batch, devices)",
+        "curvature_batch",
+    ),
+    "solve in the params' own dtypes": (
+        "pytree.py",
+        "return tree.cast(params, working_dtype(params))",
+        "return params",
+        "dtypes",
+    ),
+    "keep a schedule's first value": (
+        "methods/second_order.py",
+        "return setting(count) if callable(setting) else setting",
+        "return setting(0 * count) if callable(setting) else setting",
+        "settings",
+    ),
     "drop the last, partial batch": (
         "data/pipeline.py",
         "-(-len(self.examples.labels) // self.batch_size)",
