@@ -54,7 +54,11 @@ def sync(run_dir: Path) -> int:
 
 def encode(line: Line) -> str:
     """One line of metrics.jsonl, without its newline."""
-    special = {k: str(v) for k, v in line.items() if str(v) in SPECIAL}
+    special = {
+        name: str(value)
+        for name, value in line.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
     return json.dumps(line | special)
 
 
