@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import optax
+from jax import Array
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
 from hfdist.checkpoint import Checkpoints
@@ -173,12 +175,21 @@ def make_chunk_step(
     """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
     update: Callable[..., Any] = optimizer.update
 
-    def step(carry: Carry, batch: Batch) -> tuple[Carry, Info]:
+    def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         params, state = carry
         updates, state = update(None, state, params, batch=decode(batch, dtype))
-        return (optax.apply_updates(params, updates), state), state.info
+        # One row for all of the info: each array that a scan stacks costs time.
+        return (optax.apply_updates(params, updates), state), ravel_pytree(state.info)[
+            0
+        ]
 
-    return jax.jit(partial(jax.lax.scan, step), donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0)
+    def steps(carry: Carry, chunk: Batch) -> tuple[Carry, Info]:
+        _, unravel = ravel_pytree(carry[1].info)
+        carry, rows = jax.lax.scan(step, carry, chunk)
+        return carry, jax.vmap(unravel)(rows)
+
+    return steps
 
 
 def _spans(start: int, last: int, per_epoch: int, most: int) -> list[tuple[int, int]]:
