@@ -16,13 +16,14 @@ working dtype (the widest leaf's, float32 at least) in all leaves.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from optax import tree
 
+from hfdist.checks import check_choice
 from hfdist.errors import UsageError
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.problem import Batch, Problem, decay, penalised, penalty, weighted_sums
@@ -46,9 +47,11 @@ def quadratic(
     curvature: Curvature = "gauss_newton",
     devices: Collectives = ONE_DEVICE,
 ) -> Quadratic:
-    """The quadratic model of the batch's f at params; raises UsageError for a layer
-    without the derivative that the curvature needs.
+    """The quadratic model of the batch's f at params.
+
+    Raises UsageError for a layer without the derivative that the curvature needs.
     """
+    check_choice("curvature", curvature, get_args(Curvature))
     build = {
         "gauss_newton": _gauss_newton,
         "hessian": _hessian,

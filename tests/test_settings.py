@@ -34,6 +34,10 @@ each_mesh = pytest.mark.parametrize("devices", [1, 4])
             lambda: Newton(curvature="ggn"),
             "curvature is 'ggn': use one of gauss",
         ),
+        (
+            lambda: hfdist.quadratic(CASE.problem, CASE.params, CASE.batch, "ggn"),
+            "curvature is 'ggn'",
+        ),
         (lambda: Config(method=SGD(), dtype="float16"), "dtype is 'float16'"),
         (lambda: Config(method=SGD(), loss="mse"), "loss is 'mse'"),
         (lambda: MLP(activation="rleu"), r"activation is 'rleu'.*\(perhaps 'relu'\)"),
