@@ -56,11 +56,11 @@ class Outcome(NamedTuple):
 def constant(
     damping: Array, outcome: Outcome, first: Array, bounds: tuple[float, float]
 ) -> Array:
-    """λ is `first`; 3/2 λ after a solve that was not finite, and then falls back.
+    """λ is `first`; 3/2 λ after a step that was not finite, and then falls back.
 
     Returns 0 for a λ that is not raised: λ is then what a schedule says.
     """
-    failed = outcome.refusal == Refusal.STEP_NOT_FINITE
+    failed = outcome.refusal != Refusal.NONE
     raised = jnp.minimum(damping * 3 / 2, jnp.maximum(bounds[1], damping))
     falling = jnp.where(damping > first, damping * 2 / 3, 0)
     return jnp.where(failed, raised, falling)
