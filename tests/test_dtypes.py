@@ -67,8 +67,14 @@ def truth(name, mix):
     return run(METHODS[name], params, batch, steps=1)
 
 
+QUICK = {"bfloat16 kernels", "float32 kernels"}
+
+
 @pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(
+    "mix",
+    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MIXES],
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_in_mixed_dtypes_are_those_of_float64(name, mix, devices):
     step, info = run(METHODS[name], params_of(mix), BATCH, devices)

@@ -71,6 +71,7 @@ METHODS = {
     ),
     "dense": Newton(damping=1.0, learning_rate=1.0, damping_rule=LM),
 }
+QUICK = {"cg", "dense"}
 SCALES = {
     "plain": lambda x_BD: x_BD,
     "ill-conditioned": lambda x_BD: x_BD * 10.0 ** -np.arange(0, 5, 0.5),
@@ -80,8 +81,12 @@ SCALES = {
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_linear_regression_learns_new_targets_within_ten_steps(method, dtype, scale):
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+)
+def test_linear_regression_learns_new_targets_within_ten_steps(name, dtype, scale):
+    method = METHODS[name]
     rng = np.random.default_rng(0)
     x_BD = SCALES[scale](rng.normal(size=(100, 10)))
     noise = 0.1
