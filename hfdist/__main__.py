@@ -1,13 +1,13 @@
 """The command line: hfdist train CONFIG.py …, hfdist evaluate RUN_DIR."""
 
 import argparse
-import dataclasses
+import os
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hfdist.errors import UsageError
+from hfdist.output import tolerate_lost_output
 
 if TYPE_CHECKING:
     from hfdist.recorder import Result
@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="evaluate a run's checkpoint")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     evaluate.add_argument("--step", type=int, help="its step; the newest by default")
+    evaluate.add_argument(
+        "--config",
+        type=Path,
+        metavar="CONFIG.py",
+        help="the run's config file, if it defines or imports classes of your own",
+    )
     evaluate.add_argument("--split", choices=("test", "train"), default="test")
     evaluate.set_defaults(run=_evaluate)
     checkpoints = commands.add_parser(
@@ -71,14 +77,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load(arguments.config, arguments.overrides)
 
-    from hfdist.processes import from_first, is_first, joined
+    from hfdist.processes import is_first, joined
     from hfdist.train import train
 
     with joined():
-        if config.run_dir is None:
-            name = f"{arguments.config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            config = dataclasses.replace(config, run_dir=Path("runs", from_first(name)))
-        result = train(config)
+        result = train(config, arguments.config.stem)
         if is_first():
             _report(result, config.max_rejected)
     if result.diverged:
@@ -130,8 +133,14 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from hfdist.config import load
     from hfdist.evaluate import evaluate
     from hfdist.progress import print_table
+
+    if arguments.config:
+        # A run directory is data: it names classes, and imports none. Kept until the
+        # end, so that the classes are.
+        arguments.config = load(arguments.config)
 
     split = arguments.split
     step, means = evaluate(arguments.run_dir, arguments.step, split)
@@ -145,5 +154,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def command() -> NoReturn:
+    """The process `hfdist`, which ends with main's exit code.
+
+    Of a run that failed nothing is waited for: threads of Orbax may be left with a
+    disk that takes no more.
+    """
+    tolerate_lost_output()
+    sys.unraisablehook = _say_unless_late
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in (DONE, STOPPED):
+        sys.exit(code)
+    os._exit(code)
+
+
+def _say_unless_late(unraisable: Any) -> None:
+    # Writes that fail beside the one whose error Orbax raised find its loop closed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

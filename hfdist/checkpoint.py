@@ -1,20 +1,24 @@
 """Checkpoints of a run: its whole state by step, stored by Orbax, verified here.
 
 A checkpoint is one Orbax composite: `params` and `optimizer` (arrays) and `record`
-(JSON: what else the next step depends on, and a checksum for all of it). Orbax writes
-it in the background, under another name until it is whole. It does not notice damage,
-nor fall back to an older step: `restore` compares every checksum, and `set_aside` moves
-an unsound checkpoint out of the way.
+(JSON: what else the next step depends on, whose it is, and checksums for all of it).
+Orbax writes it in the background, under another name until it is whole. It neither
+notices damage, nor tells it from a disk that is out of reach, nor from the checkpoint
+of something else: `Checkpoints.restore` does.
 
-In a run of many processes all of them save and restore, in one shared folder.
+In a run of many processes all of them save together, in one shared folder, and each
+reads by itself: a reader that fails leaves nobody waiting.
 """
 
 import contextlib
+import errno
+import json
 import logging
+import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hfdist.errors import UsageError
+from hfdist.pytree import PyTree
 
 # Orbax warns of what is meant, and logs the errors that it raises. Of the writes that
 # fail beside the one whose error it raises asyncio logs more, after our message.
@@ -30,137 +35,226 @@ for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-# Raise it with every change to what a method's state holds.
-FORMAT = 2
+# Raise it with every change to what a checkpoint holds.
+FORMAT = 3
+# What reading a file meets that is there and not as it was: damage. Any other error of
+# the operating system is of the disk or the network, and may pass.
+DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
+FAULTS = {n: os.strerror(n) for n in errno.errorcode if n not in DAMAGE}
 
 
 class Unsound(Exception):
     """A checkpoint that cannot be trusted, and why."""
 
 
-class Checkpoints:
-    """The checkpoints in a folder, which a save thins out.
+class Unreadable(Exception):
+    """A checkpoint that cannot be read now: the fault is the disk's, and may pass."""
 
-    The newest `keep` stay (all, for None), and the steps divisible by `keep_every`.
+
+def _handlers() -> dict[str, Any]:
+    return {
+        "params": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
+        "record": ocp.JsonCheckpointHandler(),
+    }
+
+
+class Saver:
+    """Saves checkpoints into a folder, and thins them out.
+
+    The newest `keep` stay, and the steps divisible by `keep_every`; `run` says whose
+    they are, and `note` is called when a checkpoint is known to be whole. Raises
+    UsageError, here as in a save, if the folder cannot be written.
     """
 
     def __init__(
         self,
         folder: Path,
+        run: str,
         keep: int | None = None,
         keep_every: int | None = None,
-        read_only: bool = False,
+        note: Callable[[], None] | None = None,
     ):
-        self.folder, self.read_only = folder, read_only
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                keep_period=keep_every,
-                cleanup_tmp_directories=not read_only,  # left by saves that were killed
-                read_only=read_only,
-            ),
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "optimizer": ocp.StandardCheckpointHandler(),
-                "record": ocp.JsonCheckpointHandler(),
-            },
-        )
-
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint, sound or not."""
-        return sorted(self._manager.all_steps())
-
-    def size(self, step: int) -> int:
-        """Bytes on disk."""
-        files = (self.folder / str(step)).rglob("*")
-        return sum(file.stat().st_size for file in files if file.is_file())
+        self.folder, self._run, self._note = folder, run, note
+        with _explained(folder):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    keep_period=keep_every,
+                    cleanup_tmp_directories=True,  # left by saves that were killed
+                    # In the background a folder that cannot be made is waited for.
+                    async_options=ocp.AsyncOptions(
+                        create_directories_asynchronously=False
+                    ),
+                ),
+                item_handlers=_handlers(),
+            )
+        self._note_whole()
 
     def save(self, step: int, params: Any, optimizer: Any, record: Any) -> None:
         """Save the state after a step; the disk is written in the background.
 
-        Raises UsageError if it cannot be written, also for the save before; the older
-        checkpoints stay whole.
+        Waits for the save before, which is whole when this returns. Raises UsageError
+        if either cannot be written; the older checkpoints stay whole.
         """
-        seals = checksums(params=params, optimizer=optimizer, record=record)
-        sealed = {"format": FORMAT, "record": record, "checksums": seals}
+        sealed = {
+            "format": FORMAT,
+            "run": self._run,
+            "step": step,
+            "record": record,
+            "checksums": checksums(params=params, optimizer=optimizer),
+        }
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
-            record=ocp.args.JsonSave(sealed),
+            record=ocp.args.JsonSave({**sealed, "seal": _seal(sealed)}),
         )
         with _explained(self.folder):
             if not self._manager.save(step, args=items):
-                raise OSError(f"a later step is there already: {self.steps()}")
+                raise OSError(f"a later step is there already: {steps(self.folder)}")
+        self._note_whole()
+
+    def close(self) -> None:
+        """Wait for the save under way. Raises UsageError if it failed."""
+        with _explained(self.folder):
+            self._manager.close()
+        self._note_whole()
+
+    def _note_whole(self) -> None:
+        if self._note and steps(self.folder):
+            self._note()
+
+
+class Checkpoints:
+    """The checkpoints of a run in its folder, to read."""
+
+    def __init__(self, folder: Path, run: str):
+        self.folder, self._run = folder, run
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(**_handlers()),
+            multiprocessing_options=alone,
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, sound or not."""
+        return steps(self.folder)
+
+    def size(self, step: int) -> int:
+        """Bytes on disk."""
+        files = self._path(step).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def restore(self, step: int, **like: Any) -> tuple[dict[str, Any], Any]:
         """(items, record) of a step, for the items in like: params=…, optimizer=….
 
         Each comes back with the structure and on the devices of its like. Raises
-        Unsound, and UsageError for an optimiser's state of another format, which is no
-        damage.
+        Unsound for damage, Unreadable for a disk out of reach, and UsageError for what
+        is neither: a checkpoint of another format, run, step or structure.
         """
-        if "optimizer" in like:
-            self._check_format(step)
+        sealed = self._record(step)
+        if "optimizer" in like and sealed["format"] != FORMAT:
+            raise self._of_another_format(step, sealed["format"])
+        for name, tree in like.items():
+            self._check_structure(step, sealed["checksums"], **{name: tree})
         arguments = {
-            name: ocp.args.StandardRestore(
-                jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-            )
+            name: ocp.args.StandardRestore(jax.tree.map(_like, tree))
             for name, tree in like.items()
         }
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(record=ocp.args.JsonRestore(), **arguments),
-            )
-            items = {name: restored[name] for name in like}
-            record, saved = (restored["record"][k] for k in ("record", "checksums"))
-            for name, seen in checksums(**items, record=record).items():
-                if seen != (was := saved.get(name)):
-                    raise ValueError(f"{name} is {seen}, but was saved as {was}")
-        except Exception as error:  # whatever damage makes Orbax raise
-            raise Unsound(_first_line(error)) from error
-        return items, record
-
-    def _check_format(self, step: int) -> None:
-        try:
-            record = ocp.args.Composite(record=ocp.args.JsonRestore())
-            found = self._manager.restore(step, args=record)["record"].get("format", 1)
-        except Exception as error:
-            raise Unsound(_first_line(error)) from error
-        if found != FORMAT:
-            raise UsageError(
-                f"checkpoint {step} in {self.folder} is of format {found}, and this "
-                f"hfdist continues format {FORMAT}: use the hfdist that wrote it, or "
-                f"start a new run from its params by --init-from"
-            )
+        restored = self._read(step, **arguments) if like else {}
+        items = {name: restored[name] for name in like}
+        for name, seen in checksums(**items).items():
+            if seen != (was := sealed["checksums"].get(name)):
+                raise Unsound(f"{name} is {seen}, but was saved as {was}")
+        return items, sealed["record"]
 
     def verify(self, step: int) -> int:
-        """Compare every checksum of a step; the bytes of its arrays. Raises Unsound."""
-        try:
-            saved = self._manager.item_metadata(step)
-            trees = {name: saved[name] for name in ("params", "optimizer")}
+        """Compare every checksum of a step; the bytes of its arrays.
+
+        Raises what restore does.
+        """
+        with _judged():
+            saved: Any = self._reader.metadata(self._path(step)).item_metadata
+            trees = {name: saved[name].tree for name in ("params", "optimizer")}
             like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), trees)
-        except Exception as error:
-            raise Unsound(_first_line(error)) from error
         items, _ = self.restore(step, **like)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(items))
 
     def set_aside(self, step: int) -> Path:
         """Move an unsound checkpoint out of the way of new ones: where it is now."""
         aside = self.folder.with_name("unsound") / f"{step}-{time.time_ns()}"
-        aside.parent.mkdir(exist_ok=True)
-        shutil.move(self.folder / str(step), aside)
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            shutil.move(self._path(step), aside)
+        except OSError as error:
+            raise UsageError(
+                f"checkpoint {step} in {self.folder} is unsound, and cannot be moved "
+                f"to {aside} ({error.strerror}): move it away by hand"
+            ) from None
         return aside
 
-    def reload(self) -> None:
-        """Look again at what is in the folder."""
-        self._manager.reload()
+    def _path(self, step: int) -> Path:
+        return self.folder.absolute() / str(step)
 
-    def close(self) -> None:
-        """Wait for the saves under way; raises UsageError if one failed."""
-        with _explained(self.folder):
-            self._manager.close()
+    def _read(self, step: int, **arguments: Any) -> Any:
+        with _judged():
+            return self._reader.restore(
+                self._path(step), args=ocp.args.Composite(**arguments)
+            )
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """What is saved beside the arrays, checked."""
+        sealed = self._read(step, record=ocp.args.JsonRestore())["record"]
+        if not isinstance(sealed, dict):
+            raise Unsound("its record is damaged")
+        seal, found = sealed.pop("seal", None), sealed.get("format", 1)
+        if seal is None and found in (1, 2):  # which had none
+            raise self._of_another_format(step, found)
+        if seal != _seal(sealed):
+            raise Unsound("its record is damaged")
+        if sealed["run"] != self._run:
+            raise UsageError(
+                f"checkpoint {step} in {self.folder} is of another run "
+                f"({sealed['run']}, and this is {self._run}): move it away"
+            )
+        if sealed["step"] != step:
+            raise UsageError(
+                f"checkpoint {step} in {self.folder} is that of step {sealed['step']}: "
+                f"give it back its name"
+            )
+        return sealed
+
+    def _of_another_format(self, step: int, found: Any) -> UsageError:
+        return UsageError(
+            f"checkpoint {step} in {self.folder} is of format {found}, and this hfdist "
+            f"continues format {FORMAT}: use the hfdist that wrote it"
+        )
+
+    def _check_structure(
+        self, step: int, saved: dict[str, str], **like: PyTree
+    ) -> None:
+        (item,) = like
+        here = {k: f"{v.dtype}{list(v.shape)}" for k, v in _named(like)}
+        there = {k: v.rpartition(" ")[0] for k, v in saved.items() if _item(k) == item}
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise UsageError(
+                    f"checkpoint {step} in {self.folder} does not fit this config: "
+                    f"{name} is {there.get(name, 'not there')}, not "
+                    f"{here.get(name, 'there')}"
+                )
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in a folder, sound or not."""
+    if not folder.is_dir():
+        return []
+    # Until it is whole a checkpoint has another name.
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
 @contextlib.contextmanager
@@ -176,21 +270,68 @@ def _explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _judged() -> Iterator[None]:
+    """Turn what reading raises into Unreadable or Unsound."""
+    try:
+        yield
+    except Exception as error:  # whatever damage makes Orbax raise
+        if fault := _fault(error):
+            raise Unreadable(fault) from error
+        raise Unsound(_first_line(error)) from error
+
+
+def _fault(error: BaseException | None) -> str | None:
+    """The operating system's word for what kept a file from being read, if any."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FAULTS:
+            return FAULTS[error.errno]
+        # TensorStore raises a ValueError that quotes it.
+        text = str(error)
+        for fault in FAULTS.values():
+            if f": {fault}" in text:
+                return fault
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def checksums(**items: Any) -> dict[str, str]:
-    """Type, shape and CRC-32 of every array or number, by its path."""
+    """Type, shape and CRC-32 of every array, by its path."""
     seals = {}
-    for path, leaf in jax.tree.leaves_with_path(items):
+    for name, leaf in _named(items):
         # Replicated: any device's copy is the whole.
         whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
         array = np.asarray(whole)
-        # A named tuple comes back as a dictionary where its class is not given.
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
         seals[name] = (
             f"{array.dtype}{list(array.shape)} {zlib.crc32(array.tobytes()):08x}"
         )
     return seals
 
 
+def _like(leaf: Any) -> Any:
+    """What Orbax restores a leaf to: on the host for NumPy's, else where it is."""
+    is_host = isinstance(leaf, np.ndarray)
+    return leaf if is_host else ocp.utils.to_shape_dtype_struct(leaf)
+
+
+def _named(items: Any) -> list[tuple[str, Any]]:
+    # A named tuple comes back as a dictionary where its class is not given.
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree.leaves_with_path(items)
+    ]
+
+
+def _item(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
 def _first_line(error: BaseException) -> str:
+    while cause := error.__cause__ or error.__context__:  # said best where it began
+        error = cause
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

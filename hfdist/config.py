@@ -5,33 +5,46 @@ fields by name. A run directory keeps the resolved tree as JSON, from which it c
 rebuilt; there a dataclass is an object whose "class" is its import path.
 """
 
-import dataclasses
 import importlib
+import inspect
+import os
+import re
 import runpy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
+import jax.numpy as jnp
 import optax
 import tyro
+from flax import nnx
+from jax.errors import JAXTypeError
 
 from hfdist import losses
-from hfdist.checks import check_choices, check_positive
+from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
 from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model, functional
 from hfdist.problem import Problem
-from hfdist.pytree import PyTree
+from hfdist.pytree import PyTree, parameter_count
+from hfdist.solvers.dense import device_memory
 
 Dtype = Literal["float32", "float64"]
 Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
 
+# Where hfdist's own classes of settings are, and those that its users add to it.
+OWN_MODULE = re.compile(r"hfdist\.(methods|models|data|solvers)(\.[A-Za-z_]\w*)*", re.A)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Settings of a training run."""
 
     method: Method
@@ -42,39 +55,39 @@ class Config:
     """Training and test examples."""
     loss: Loss = "softmax_cross_entropy"
     """Per-example loss of the outputs."""
-    l2: float = 0.0
+    l2: NonNegative = 0.0
     """Weight decay μ: training minimises the mean loss + ½ μ Σ w²; evaluations report
     the mean loss alone."""
-    epochs: int = 7
+    epochs: Count = 7
     """Passes over the training examples."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Global batch: examples in one update, over all devices of all processes."""
     dtype: Dtype = "float32"
     """Number format of the params and of all arithmetic."""
-    seed: int = 0
+    seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
     """Seed of the initial params and of the order of the examples."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """End after this many updates, should the epochs not end first."""
-    max_rejected: int = 10
+    max_rejected: Count = 10
     """End, as diverged, after this many rejected updates in a row."""
-    devices: int = 1
+    devices: Annotated[int, Whole(1, 1024)] = 1  # virtual ones take memory each
     """Devices of each process to split each batch over; on the CPU, virtual ones."""
     run_dir: Path | None = None
     """Where the run is written; a new folder runs/<config>-<time> by default."""
-    steps_per_dispatch: int = 67
+    steps_per_dispatch: Count = 67
     """Updates compiled into one scan: metrics arrive that many at a time, and a run
     saves or stops between two scans."""
-    checkpoint_minutes: float = 1.0
+    checkpoint_minutes: NonNegative = 1.0
     """Save when this long has passed since the last time, and always at the end."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: Count | None = None
     """Save when this many updates have been made since the last time."""
-    keep: int = 2
+    keep: Count = 2
     """Newest checkpoints that are kept."""
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Keep the checkpoints of steps divisible by this, too."""
     init_from: Path | None = None
     """Start from the newest params of another run's directory."""
-    evaluation_batch_size: int = 1000
+    evaluation_batch_size: Count = 1000
     """Test examples evaluated at a time."""
     compilation_cache: Path | None = Path("~/.cache/hfdist/xla")
     """Where compiled programs are kept between runs; None: nowhere."""
@@ -88,25 +101,56 @@ class Config:
     RUN_DIR/profile, for TensorBoard's xprof or Perfetto."""
 
     def __post_init__(self):
-        check_choices(self)
-        check_positive("l2", self.l2, or_zero=True)
-        for name, value in vars(self.method).items():
-            if callable(value):
-                raise UsageError(
-                    f"method.{name} is a function, which config.json cannot hold: give "
-                    f"a number here, and use schedules in a loop of your own"
-                )
-        for name, value in vars(self).items():
-            least = 0 if name == "seed" else 1
-            if type(value) is int and value < least:
-                raise UsageError(f"{name} is {value}: use at least {least}")
+        super().__post_init__()
+        for name in _arguments(type(self)):
+            _check_holdable(name, getattr(self, name))
 
     def build_problem(self, inputs: int) -> tuple[Problem, PyTree]:
-        """The problem and the initial params, for examples of `inputs` features."""
-        module = self.model.build(inputs, self.data.classes, self.seed)
-        predict, params = functional(module)
+        """The problem and the initial params, for examples of `inputs` features.
+
+        Raises UsageError, before they are made, for params that no memory could hold.
+        """
+        build = partial(self.model.build, inputs, self.data.classes, self.seed)
+        _check_memory(build, self.dtype)
+        predict, params = functional(build())
         params = optax.tree.cast(params, self.dtype)
         return Problem(predict, getattr(losses, self.loss), self.l2), params
+
+
+def _check_holdable(name: str, value: Any) -> None:
+    """Raise UsageError for a setting that config.json cannot hold."""
+    if isinstance(value, Settings):
+        for field_name in _arguments(type(value)):
+            _check_holdable(f"{name}.{field_name}", getattr(value, field_name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _check_holdable(name, item)
+    elif callable(value):
+        raise UsageError(
+            f"{name} is a function, which config.json cannot hold: give a number here, "
+            f"and use schedules in a loop of your own"
+        )
+    elif not isinstance(value, str | int | float | Path | None):
+        raise UsageError(
+            f"{name} is {shown(value)}, which config.json cannot hold: use numbers, "
+            f"text, paths, tuples of them, and subclasses of hfdist.checks.Settings"
+        )
+
+
+def _check_memory(build: Callable[[], nnx.Module], dtype: Dtype) -> None:
+    """Raise UsageError for a module whose params cannot fit, if its shapes tell."""
+    try:
+        module = nnx.eval_shape(build)
+    except JAXTypeError:  # a model of a caller's own that computes with its params
+        return
+    count = parameter_count(nnx.state(module, nnx.Param))
+    needed, available = 2 * count * jnp.dtype(dtype).itemsize, device_memory()
+    if needed > available:
+        raise UsageError(
+            f"the model has {count:,} params, which take {needed / 1e9:,.1f} GB with "
+            f"their gradient, and this device has {available / 1e9:,.1f} GB: use a "
+            f"smaller one, by fewer or narrower layers (--model.hidden of an MLP)"
+        )
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -115,17 +159,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises UsageError for a file that does not define one; an override that is unknown
     or does not fit its type ends the process with exit code 2 and a suggestion.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"config {path} does not exist or is not a file")
     try:
         variables = runpy.run_path(str(path))
-    except UsageError:
-        raise
     except (Exception, SystemExit) as error:
-        raise UsageError(
-            f"config {path} cannot be run as Python ({type(error).__name__}: {error}): "
-            f"it must be a file that defines `config = hfdist.config.Config(...)`"
-        ) from error
+        raise _raised_in(path, error) from error
+    # Kept as a module: annotations that are text are read in their class's.
+    module = ModuleType(variables["__name__"])
+    vars(module).update(variables)
+    sys.modules[module.__name__] = module
     config = variables.get("config")
     if not isinstance(config, Config):
         found = "nothing" if config is None else f"a {type(config).__name__}"
@@ -143,30 +186,100 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     )
 
 
+def _raised_in(path: Path, error: BaseException) -> UsageError:
+    """What a config file raised, and in which of its lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    numbers = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        numbers.append(error.lineno)
+    where = f"config {path}, line {numbers[-1]}," if numbers else f"config {path}"
+    if isinstance(error, UsageError):
+        return UsageError(f"{where.removesuffix(',')}: {error}")
+    return UsageError(
+        f"{where} cannot be run as Python ({type(error).__name__}: {error}): it must "
+        f"be a file that defines `config = hfdist.config.Config(...)`"
+    )
+
+
 def to_json(value: Any) -> Any:
     """A config tree as JSON values."""
-    if dataclasses.is_dataclass(value):
-        path = f"{type(value).__module__}:{type(value).__qualname__}"
-        return {"class": path, **{k: to_json(v) for k, v in vars(value).items()}}
-    if isinstance(value, tuple):
+    if isinstance(value, Settings):
+        names = _arguments(type(value))
+        values = {name: to_json(getattr(value, name)) for name in names}
+        return {"class": class_name(type(value)), **values}
+    if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def from_json(value: Any, hint: Any = None) -> Any:
-    """The inverse of to_json; hint is the field's declared type."""
-    if isinstance(value, dict):
-        module, _, name = value["class"].partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            raise UsageError(
-                f"class {name} of this run cannot be imported from {module}: define it "
-                f"in a module on the Python path, not in the config file"
-            ) from None
-        hints = get_type_hints(cls)
-        arguments = {k: from_json(v, hints[k]) for k, v in value.items() if k in hints}
-        return cls(**arguments)
+def from_json(tree: Any) -> Config:
+    """The config of a tree that to_json made.
+
+    Raises UsageError for any other tree. It runs nobody's code: a class is one of
+    hfdist's own, or one that this process has imported already.
+    """
+    try:
+        config = _built(tree)
+    except RecursionError:
+        raise UsageError("its config is nested too deep for a config") from None
+    if not isinstance(config, Config):
+        raise UsageError(f"its config is no {class_name(Config)}: put config.json back")
+    return config
+
+
+def _built(value: Any) -> Any:
+    """An object for each object of JSON, and a tuple for each list."""
     if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if isinstance(value, str) and Path in get_args(hint) else value
+        return tuple(map(_built, value))
+    if not isinstance(value, dict):
+        return value
+    values = {name: _built(item) for name, item in value.items() if name != "class"}
+    cls = _defined(value.get("class"))
+    arguments = _arguments(cls)
+    required = {name for name, has_default in arguments.items() if not has_default}
+    for names, fault in (
+        (values.keys() - arguments.keys(), "has no setting"),
+        (required - values.keys(), "is without its setting"),
+    ):
+        if names:
+            raise UsageError(
+                f"{cls.__name__} {fault} {shown(min(names))} in config.json: put the "
+                f"file back, or use the version of hfdist that wrote it"
+            )
+    return cls(**values)
+
+
+def _arguments(cls: type[Settings]) -> dict[str, bool]:
+    """The fields that a class of settings is made from: whether each has a default."""
+    return {
+        field.name: field.default is not MISSING or field.default_factory is not MISSING
+        for field in fields(cls)
+        if field.init
+    }
+
+
+def _defined(name: Any) -> type[Settings]:
+    """The class of settings of this name. Raises UsageError if there is none.
+
+    Nothing is imported to find it but modules of hfdist that are for such classes.
+    """
+    if not isinstance(name, str):
+        raise UsageError("an object of its config has no class: put config.json back")
+    module, _, qualname = name.partition(":")
+    if OWN_MODULE.fullmatch(module):
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UsageError(
+                f"module {module} of class {qualname} cannot be imported "
+                f"({type(error).__name__}: {error}): mend it, or put it back"
+            ) from error
+    if name not in Settings.defined:
+        raise UsageError(
+            f"class {qualname} of module {module} is neither hfdist's nor imported by "
+            f"this command's config: if it is yours, `hfdist evaluate RUN_DIR --config "
+            f"CONFIG.py` with the run's config file"
+        )
+    if inspect.isabstract(Settings.defined[name]):
+        raise UsageError(f"class {name} is of no object: put config.json back")
+    return Settings.defined[name]

@@ -1,14 +1,16 @@
-"""SIGTERM and Ctrl-C end a run in order: it saves. A second one ends it at once."""
+"""SIGTERM, SIGHUP and Ctrl-C end a run in order: it saves. A second ends it at once."""
 
-import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from hfdist.errors import UsageError
+from hfdist.processes import leave
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
@@ -26,7 +28,12 @@ def interruptible() -> Iterator[threading.Event]:
     outbox.setblocking(False)
     wakeup = signal.set_wakeup_fd(outbox.fileno())
     # Python needs a handler for the number to reach the thread.
-    handlers = {n: signal.signal(n, lambda *_: None) for n in SIGNALS}
+    handlers = {
+        number: signal.signal(number, lambda *_: None)
+        for number in SIGNALS
+        # Under nohup a terminal that closes is no reason to stop.
+        if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)
+    }
     threading.Thread(target=_listen, args=(inbox, asked), daemon=True).start()
     try:
         yield asked
@@ -44,7 +51,21 @@ def _listen(inbox: socket.socket, asked: threading.Event) -> None:
                 continue
             name = signal.Signals(byte[0]).name
             if asked.is_set():
-                print(f"hfdist: {name} again: leaving at once", file=sys.stderr)
-                os._exit(128 + byte[0])
-            print(f"hfdist: {name}: saving, then leaving", file=sys.stderr)
+                leave(128 + byte[0], f"{name} again: leaving at once")
             asked.set()
+            with suppress(OSError):  # the terminal may be what has gone
+                print(f"hfdist: {name}: saving, then leaving", file=sys.stderr)
+
+
+@contextmanager
+def leave_within(seconds: float, error: BaseException) -> Iterator[None]:
+    """A block on the way out after an error: if it takes longer, the process ends."""
+    code = 2 if isinstance(error, UsageError) else 1
+    message = f"{error} (and what was open could not be closed in {seconds:g} s)"
+    alarm = threading.Timer(seconds, leave, (code, message))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from hfdist.checks import check_positive
+from hfdist.checks import NonNegative, fitted, known
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree, inner, widest
 
@@ -100,7 +100,8 @@ def check_penalty(problem: Problem, params: PyTree) -> None:
     for mu in jax.tree.leaves(problem.l2):
         if jnp.ndim(mu):
             raise UsageError("l2 holds an array: give one number for each array")
-        check_positive("l2", mu, or_zero=True)
+        if known(mu):
+            fitted("l2", mu, NonNegative)
     given = jax.tree.structure(problem.l2)
     if given.num_nodes > 1 and given != jax.tree.structure(params):
         raise UsageError(

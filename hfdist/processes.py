@@ -3,7 +3,8 @@
 JAX's distributed service, which process 0 hosts, carries all of it. A process that
 fails says so in the service's key-value store and leaves at once; the others listen
 there and end too, instead of waiting in a collective for ever. A process that dies
-without a word gives no more signs of life, which process 0 notices, and names it.
+without a word gives no more signs of life, which process 0 notices, and names it. Of
+process 0 the others hear no more. Every wait has an end.
 """
 
 import contextlib
@@ -16,20 +17,29 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
 from jax._src.distributed import global_state  # the store has no public name
 
 from hfdist.errors import UsageError
-from hfdist.place import Place, find_place
+from hfdist.place import (
+    SILENCE,
+    Place,
+    await_coordinator,
+    find_bind_address,
+    find_place,
+    relay,
+)
 
-BEAT, SILENT = 2.0, 12.0  # seconds between signs of life; without one until given up
+BEAT = 2.0  # seconds between signs of life, if they are not given up sooner
+READ = 2.0  # seconds in which the others hear what process 0 has last said
+WAY_OUT = 8.0  # seconds for what a process that fails has to say
 PATIENCE = 24 * 3600 * 1000  # ms that another process may take; it is watched meanwhile
 FAILED = "hfdist/failed"
-GONE = "is gone: killed, or out of reach"
 
-_done = threading.Event()
+_met, _done = threading.Event(), threading.Event()
 _questions = itertools.count()
 
 
@@ -42,17 +52,20 @@ def joined() -> Iterator[None]:
     process at once, with exit code 2 for a UsageError, after telling the others, which
     end with the same code. Raises UsageError if the processes cannot meet.
     """
-    if place := find_place(os.environ):
+    place = find_place(os.environ)
+    if place:
         _join(place)
+    silence = place.silence_seconds if place else float(SILENCE)
     try:
         yield
         if _store():
             wait_for_all()
             _done.set()
-            jax.distributed.shutdown()
+            with _within(silence + WAY_OUT, 1, "a process does not leave: it hangs"):
+                jax.distributed.shutdown()
     except BaseException as error:
         if store := _store():
-            _fail(store, error)
+            _fail(store, error, silence)
         raise
 
 
@@ -75,6 +88,21 @@ def from_first(value: Any) -> Any:
     if is_first():
         store.key_value_set(key, json.dumps(value))
     return json.loads(store.blocking_key_value_get(key, PATIENCE))
+
+
+def from_all(value: Any) -> list[Any]:
+    """The value of every process, in every process, in the order of their numbers.
+
+    It must be JSON.
+    """
+    store = _store()
+    if store is None:
+        return [value]
+    key = f"hfdist/answer/{next(_questions)}"
+    store.key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
+    processes = range(global_state.num_processes)
+    values = [store.blocking_key_value_get(f"{key}/{p}", PATIENCE) for p in processes]
+    return [json.loads(value) for value in values]
 
 
 def any_says(yes: bool) -> bool:
@@ -103,115 +131,103 @@ def _store() -> Any:
 
 
 def _join(place: Place) -> None:
-    seconds = float(os.environ.get("HFDIST_START_SECONDS", 15))
-    host, _, port = place.coordinator.rpartition(":")
     if place.process == 0:
-        _check_free(int(port))
+        bind = reach = find_bind_address(place)
     else:
-        _await_coordinator(host, int(port), seconds)
+        await_coordinator(place)
+        bind, reach = None, relay(place.coordinator, partial(_lost, place))
     late = (
         f"the {place.processes} processes did not all meet at {place.coordinator} "
-        f"within {seconds:g} s: see what each of them says; HFDIST_START_SECONDS gives "
-        f"them longer"
+        f"within {place.start_seconds:g} s: see what each of them says; "
+        f"HFDIST_START_SECONDS gives them longer"
     )
-    # At its own deadline JAX aborts without an exception: be there first.
-    alarm = threading.Timer(seconds, _exit, (2, late))
-    alarm.start()
     # Its handler would keep SIGTERM from ending the process.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        *place,
-        cluster_detection_method="deactivate",
-        initialization_timeout=int(seconds) + 60,
-    )
-    alarm.cancel()
+    # At its own deadlines JAX aborts without an exception: ours are earlier.
+    with _within(place.start_seconds, 2, late):
+        jax.distributed.initialize(
+            reach,
+            place.processes,
+            place.process,
+            cluster_detection_method="deactivate",
+            coordinator_bind_address=bind,
+            initialization_timeout=int(place.start_seconds) + 60,
+            heartbeat_timeout_seconds=int(place.silence_seconds) + 60,
+        )
+    _met.set()
     threading.Thread(target=_watch, args=(place,), daemon=True).start()
 
 
-def _check_free(port: int) -> None:
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        raise UsageError(
-            f"process 0 cannot listen on port {port} ({error.strerror}): choose another"
-        ) from None
+def _lost(place: Place) -> None:
+    """The connection to process 0 broke."""
+    if _met.is_set() and not _done.is_set():
+        leave(1, _gone(place))
 
 
-def _await_coordinator(host: str, port: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    f"process 0 does not answer at {host}:{port} after {seconds:g} s "
-                    f"({error.strerror or error}): check that it has started, that "
-                    f"this is its address, and that no firewall closes the port"
-                ) from None
-        time.sleep(0.2)
+def _gone(place: Place) -> str:
+    return f"process 0 at {place.coordinator} is gone: killed, or out of reach"
 
 
 def _watch(place: Place) -> None:
     """Give signs of life, and end this process when another has ended badly."""
-    store, host = _store(), socket.gethostname()
+    store, host, silence = _store(), socket.gethostname(), place.silence_seconds
     signs = {str(p): ("", time.monotonic()) for p in range(1, place.processes)}
+    pause = min(BEAT, silence / 6)
+    gone = _gone(place)
     for beat in itertools.count():
-        try:
-            key = f"hfdist/alive/{place.process}"
-            store.key_value_set(key, f"{host} {beat}", allow_overwrite=True)
-            if place.process == 0:
-                _look_for_silent(store, signs)
-            # Comes at once when a process fails; else it is the pause between beats.
-            news = store.blocking_key_value_get(FAILED, int(1000 * BEAT))
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" in str(error):
-                continue
-            news = json.dumps([1, f"process 0 at {place.coordinator} {GONE}"])
+        news = None
+        # What asks a store that does not answer waits without an end.
+        with _within(silence, 1, gone) if place.process else contextlib.nullcontext():
+            try:
+                key = f"hfdist/alive/{place.process}"
+                store.key_value_set(key, f"{host} {beat}", allow_overwrite=True)
+                if place.process == 0:
+                    _look_for_silent(store, signs, silence)
+                # Comes at once when a process fails; else it is the pause.
+                news = store.blocking_key_value_get(FAILED, int(1000 * pause))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    news = json.dumps([1, gone])
         if _done.is_set():
             return
-        _let_others_read()
-        _exit(*json.loads(news))
+        if news:
+            _let_others_read()
+            leave(*json.loads(news))
 
 
-def _look_for_silent(store: Any, signs: dict[str, tuple[str, float]]) -> None:
+def _look_for_silent(
+    store: Any, signs: dict[str, tuple[str, float]], silence: float
+) -> None:
     now = time.monotonic()
     for key, sign in store.key_value_dir_get("hfdist/alive/"):
         process = key.rpartition("/")[2]
         if process in signs and signs[process][0] != sign:
             signs[process] = sign, now
     for process, (sign, when) in signs.items():
-        if now - when > SILENT:
+        if now - when > silence:
             host = sign.split()[0] if sign else "an unknown host"
-            message = f"process {process} on {host} gave no sign of life for {SILENT} s"
+            message = (
+                f"process {process} on {host} gave no sign of life for {silence:g} s "
+                f"(HFDIST_SILENCE_SECONDS)"
+            )
             _say(store, 1, message)
 
 
-def _fail(store: Any, error: BaseException) -> NoReturn:
+def _fail(store: Any, error: BaseException, silence: float) -> NoReturn:
+    code, message = 1, f"{type(error).__name__}: {error}"
     if isinstance(error, UsageError):
         code, message = 2, str(error)
     elif isinstance(error, KeyboardInterrupt):
         code, message = 130, "interrupted"
-    else:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # A collective fails when a peer dies. If that is process 0, JAX aborts
-            # this one in a moment; of the others the watch will hear, and exit.
-            _check_coordinator(global_state.coordinator_address or "")
-            time.sleep(SILENT + 2 * BEAT)
-        traceback.print_exception(error)
-        code, message = 1, f"{type(error).__name__}: {error}"
-    _say(store, code, f"process {global_state.process_id}: {message}")
-    _let_others_read()
-    _exit(code, message)
-
-
-def _check_coordinator(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        _exit(1, f"process 0 at {address} {GONE}")
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        # A collective fails when a peer dies, whom the watch will name; it exits then.
+        time.sleep(silence + 2 * BEAT)
+    with _within(WAY_OUT, code, message):
+        if code == 1:
+            traceback.print_exception(error)
+        _say(store, code, f"process {global_state.process_id}: {message}")
+        _let_others_read()
+    leave(code, message)
 
 
 def _say(store: Any, code: int, message: str) -> None:
@@ -222,12 +238,30 @@ def _say(store: Any, code: int, message: str) -> None:
 
 def _let_others_read() -> None:
     if is_first():
-        time.sleep(BEAT)  # the store dies with this process
+        time.sleep(READ)  # the store dies with this process
 
 
-def _exit(code: int, message: str) -> NoReturn:
-    """Without JAX's exit barrier, which waits for processes that will not come."""
-    print(f"hfdist: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+@contextlib.contextmanager
+def _within(seconds: float, code: int, message: str) -> Iterator[None]:
+    """End this process if the block takes longer."""
+    alarm = threading.Timer(seconds, leave, (code, message))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def leave(code: int, message: str) -> NoReturn:
+    """End this process at once with a message.
+
+    JAX's exit barrier would wait for processes that will not come.
+    """
+    alarm = threading.Timer(WAY_OUT, os._exit, (code,))
+    alarm.daemon = True
+    alarm.start()  # nobody may read what this writes
+    with contextlib.suppress(Exception):
+        print(f"hfdist: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(code)

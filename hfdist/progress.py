@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from rich import progress
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 class Display:
@@ -38,7 +39,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line, above the bar if there is one."""
-        self._console.print(text)
+        self._console.print(text, markup=False)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -49,5 +50,6 @@ def print_table(rows: Iterable[Iterable[object]], header: Collection[str] = ()) 
     """Rows of values, whole numbers with commas."""
     table = Table(*header, show_header=bool(header))
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row))
+        texts = (f"{v:,}" if isinstance(v, int) else str(v) for v in row)
+        table.add_row(*map(Text, texts))
     Console(highlight=False, soft_wrap=True).print(table)

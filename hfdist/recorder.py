@@ -95,7 +95,7 @@ class Recorder:
 
     def position(self) -> Position:
         """Where a run continues that is saved now, its lines safe on the disk."""
-        written = metrics.sync(self.result.run_dir) if is_first() else 0
+        written = self._sinks[0].sync() if self._sinks else 0  # metrics.jsonl
         return Position(self.result.steps, written)
 
     def close(self) -> None:

@@ -1,15 +1,18 @@
 """Where a run continues: its newest sound checkpoint, damaged ones being set aside."""
 
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfdist.checkpoint import Checkpoints, Unsound
+from hfdist.checkpoint import Checkpoints, Unreadable, Unsound
 from hfdist.errors import UsageError
-from hfdist.processes import from_first, is_first, this_process, wait_for_all
+from hfdist.processes import from_all, is_first, this_process, wait_for_all
 from hfdist.pytree import PyTree
+from hfdist.run_directory import run_identity
+
+PATIENCE = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts at a disk out of reach
 
 
 class Position(NamedTuple):
@@ -19,86 +22,150 @@ class Position(NamedTuple):
     metrics_bytes: int = 0  # length of metrics.jsonl at that step
 
 
-def restore_newest(checkpoints: Checkpoints, carry: Any) -> tuple[Position, Any]:
+def restore_newest(
+    checkpoints: Checkpoints, carry: Any, saved: bool
+) -> tuple[Position, Any]:
     """(position, (params, optimizer)) of the newest sound checkpoint.
 
-    The carry given has their structure, and is the start of a run that has none.
+    The carry given has their structure, and is the start of a run that has not saved
+    yet. Unsound checkpoints are moved away for a sound one. Raises UsageError, and
+    moves nothing, if none is sound, or none is left of a run that has saved.
     """
     like = {"params": carry[0], "optimizer": carry[1]}
-    found = _newest_sound(checkpoints, checkpoints.steps(), **like)
+    found, unsound = _newest_sound(checkpoints, checkpoints.steps(), **like)
     if found is None:
+        if saved or unsound:
+            raise UsageError(_nothing_left(checkpoints, unsound))
         return Position(), carry
     items, record = found
-    return Position(**record), (items["params"], items["optimizer"])
+    position = Position(**record)
+    if is_first():
+        for step, why in unsound.items():
+            print(
+                f"hfdist: checkpoint {step} is unsound: {why} (now "
+                f"{checkpoints.set_aside(step)}): using step {position.step} instead",
+                file=sys.stderr,
+            )
+    wait_for_all()
+    return position, (items["params"], items["optimizer"])
 
 
 def restore_params(
     run_dir: Path, params: PyTree, step: int | None = None
 ) -> tuple[int, PyTree]:
     """(step, params) of a run's checkpoint, the newest sound one by default."""
-    with closing(Checkpoints(run_dir / "checkpoints", read_only=True)) as checkpoints:
-        steps = checkpoints.steps()
-        wanted = steps if step is None else [step]
-        if not set(wanted) <= set(steps):
-            raise UsageError(
-                f"{checkpoints.folder} has no checkpoint of step {step}; its steps are "
-                f"{steps}"
-            )
-        found = _newest_sound(checkpoints, wanted, params=params)
-        if found is None:
-            raise UsageError(f"{checkpoints.folder} has no sound checkpoint to use")
-        items, record = found
-        return record["step"], items["params"]
+    checkpoints = saved_in(run_dir)
+    steps = checkpoints.steps()
+    wanted = steps if step is None else [step]
+    if not set(wanted) <= set(steps):
+        raise UsageError(
+            f"{checkpoints.folder} has no checkpoint of step {step}; its steps are "
+            f"{steps}"
+        )
+    found, unsound = _newest_sound(checkpoints, wanted, params=params)
+    if found is None:
+        raise UsageError(_nothing_left(checkpoints, unsound))
+    items, record = found
+    for unsound_step, why in unsound.items() if is_first() else []:
+        print(
+            f"hfdist: checkpoint {unsound_step} is unsound: {why}: using step "
+            f"{record['step']} instead",
+            file=sys.stderr,
+        )
+    return record["step"], items["params"]
 
 
-def _newest_sound(checkpoints: Checkpoints, steps: Sequence[int], **like: Any):
-    """(items, record) of the last of the steps that is sound, if there is one.
-
-    All processes take the same: the first one's word counts. Unsound checkpoints are
-    named, and moved away where they may be.
-    """
-    complaints, found, used = [], None, "none"
-    for step in reversed(steps):
-        try:
-            found, error = checkpoints.restore(step, **like), None
-        except Unsound as unsound:
-            found, error = None, str(unsound)
-        verdict = from_first(error)
-        if verdict is None and error:
-            raise UsageError(
-                f"{this_process()} reads checkpoint {step} otherwise than process 0 "
-                f"({error}): check its disk"
-            )
-        if verdict is None:
-            used = f"step {step}"
-            break
-        complaints.append(f"checkpoint {step} is unsound: {verdict}")
-        if is_first() and not checkpoints.read_only:
-            complaints[-1] += f" (now {checkpoints.set_aside(step)})"
-        wait_for_all()
-        checkpoints.reload()
-    for complaint in complaints if is_first() else []:
-        print(f"hfdist: {complaint}: using {used} instead", file=sys.stderr)
-    return found
-
-
-def saved(run_dir: Path) -> Checkpoints:
+def saved_in(run_dir: Path) -> Checkpoints:
     """A run's checkpoints, to read. Raises UsageError if it has no folder of them."""
+    identity = run_identity(run_dir)
     folder = run_dir / "checkpoints"
     if not folder.is_dir():
-        raise UsageError(f"{run_dir} has no folder of checkpoints")
-    return Checkpoints(folder, read_only=True)
+        raise UsageError(f"{run_dir} has no folder of checkpoints: let the run save")
+    return Checkpoints(folder, identity)
 
 
 def survey(run_dir: Path) -> list[dict[str, Any]]:
     """A row for each checkpoint of a run, every checksum compared."""
-    rows = []
-    with closing(saved(run_dir)) as checkpoints:
-        for step in checkpoints.steps():
-            row = {"step": step, "bytes on disk": checkpoints.size(step)}
-            try:
-                row |= {"bytes of state": checkpoints.verify(step), "found": "sound"}
-            except Unsound as error:
-                row |= {"bytes of state": "", "found": f"unsound: {error}"}
-            rows.append(row)
+    checkpoints, rows = saved_in(run_dir), []
+    for step in checkpoints.steps():
+        row = {"step": step, "bytes on disk": checkpoints.size(step)}
+        try:
+            row |= {"bytes of state": checkpoints.verify(step), "found": "sound"}
+        except Unsound as error:
+            row |= {"bytes of state": "", "found": f"unsound: {error}"}
+        except Unreadable as error:
+            row |= {"bytes of state": "", "found": f"cannot be read now: {error}"}
+        except UsageError as error:
+            row |= {"bytes of state": "", "found": str(error)}
+        rows.append(row)
     return rows
+
+
+def _nothing_left(checkpoints: Checkpoints, unsound: dict[int, str]) -> str:
+    if not unsound:
+        whole = f"{checkpoints.folder} has no checkpoint, though this run has saved"
+    else:
+        each = (f"checkpoint {step} is unsound: {why}" for step, why in unsound.items())
+        whole = (
+            f"{checkpoints.folder} has no sound checkpoint to use: {'; '.join(each)}"
+        )
+    return (
+        f"{whole}. Nothing was moved or cut: put a sound one back, or start again in "
+        f"another --run-dir"
+    )
+
+
+def _newest_sound(
+    checkpoints: Checkpoints, steps: Sequence[int], **like: Any
+) -> tuple[Any, dict[int, str]]:
+    """((items, record), or None, of the last sound step; why later ones are unsound).
+
+    All processes take the same: the first one's word counts.
+    """
+    unsound = {}
+    for step in reversed(steps):
+        found, damage, verdict = _attempt(checkpoints, step, **like)
+        if verdict is None and damage:
+            raise UsageError(
+                f"{this_process()} reads checkpoint {step} otherwise than process 0 "
+                f"({damage}): check its disk"
+            )
+        if verdict is None:
+            return found, unsound
+        unsound[step] = verdict
+    return None, unsound
+
+
+def _attempt(
+    checkpoints: Checkpoints, step: int, **like: Any
+) -> tuple[Any, str | None, str | None]:
+    """((items, record) or None, what is unsound about it here, and in process 0).
+
+    A disk out of reach is given time: all processes try again together. Raises
+    UsageError if it stays so.
+    """
+    fault = None
+    for pause in (*PATIENCE, None):
+        found = fault = damage = None
+        try:
+            found = checkpoints.restore(step, **like)
+        except Unreadable as error:
+            fault = f"{this_process()}: {error}"
+        except Unsound as error:
+            damage = str(error)
+        faults, verdicts = zip(*from_all([fault, damage]), strict=True)
+        if not any(faults):
+            return found, damage, verdicts[0]
+        fault = next(filter(None, faults))
+        if pause is None:
+            break
+        if is_first():
+            print(
+                f"hfdist: checkpoint {step} cannot be read ({fault}): trying again",
+                file=sys.stderr,
+            )
+        time.sleep(pause)
+    raise UsageError(
+        f"checkpoint {step} in {checkpoints.folder} cannot be read ({fault}): nothing "
+        f"was moved or cut; run the same command again when the disk is back"
+    )

@@ -1,17 +1,28 @@
 """A run's folder: config.json, metrics.jsonl and checkpoints/."""
 
+import itertools
 import json
 import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.tree_util import keystr
 
 from hfdist.config import Config, from_json, to_json
 from hfdist.errors import UsageError
+from hfdist.files import leftovers, read_text, replace_text
 from hfdist.processes import from_first, is_first, this_process, wait_for_all
+from hfdist.run_lock import NAME as LOCK
+from hfdist.run_lock import locked
+
+NAME = "config.json"
 
 # Settings that a continued run may change: they do not alter the steps already made.
 MAY_CHANGE = {
@@ -33,33 +44,91 @@ MAY_CHANGE = {
 PACKAGES = ("hfdist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
-def open_run(config: Config) -> Path:
-    """The run's folder, made or found again, with its config.json up to date.
+class Run(NamedTuple):
+    """A run's folder, held; what tells its checkpoints from another run's; and
+    whether it has saved one."""
 
-    Of several processes the first one writes and the others wait for it.
-    Raises UsageError if it cannot be written, holds something else, or holds a run of
-    another config.
+    folder: Path
+    identity: str
+    saved: bool
+
+
+@contextmanager
+def open_run(config: Config, name: str) -> Iterator[Run]:
+    """Hold the run's folder for the time of a block, its config.json up to date.
+
+    It is made or found again; without a run_dir it is a new one, runs/<name>-<time>.
+    Of several processes the first one holds it and writes, and the others wait for it.
+    Raises UsageError if it cannot be written, is held by another run, holds something
+    else, or holds a run of another config.
     """
+    with ExitStack() as stack:
+        answer = "", "", False
+        if is_first():
+            folder = config.run_dir or _new_folder(name)
+            try:
+                answer = str(folder), *_open(replace(config, run_dir=folder), stack)
+            except OSError as error:
+                raise _not_writable(folder, error) from None
+        folder, identity, saved = from_first(answer)
+        yield Run(Path(folder), identity, saved)
+
+
+def _new_folder(name: str) -> Path:
+    """A folder that no other run has, though it started in the same second."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for count in itertools.count(1):
+        folder = Path("runs", stem if count == 1 else f"{stem}-{count}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError as error:
+            if not folder.parent.is_dir():
+                raise _not_writable(folder, error) from None
+        except OSError as error:
+            raise _not_writable(folder, error) from None
+    raise AssertionError("unreachable")
+
+
+def _open(config: Config, stack: ExitStack) -> tuple[str, bool]:
+    """(identity, whether it has saved) of the run, locked until the stack is closed."""
     assert config.run_dir is not None
-    if is_first():
-        _write(config, config.run_dir)
-    wait_for_all()
-    return config.run_dir
+    run_dir, file = config.run_dir, config.run_dir / NAME
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if set(run_dir.iterdir()) - {run_dir / LOCK, *leftovers(file)}:
+        _read_record(run_dir)  # or it is not a run's, and gets no lock
+    stack.enter_context(locked(run_dir))
+    for left in leftovers(file):  # by a kill while it was written
+        left.unlink()
+    old = {}
+    if file.exists():
+        old = _read_record(run_dir)
+        _check_same(read_config(run_dir), config)
+    identity, saved = old.get("run") or uuid.uuid4().hex, bool(old.get("saved"))
+    _write_record(run_dir, {**_record(config), "run": identity, "saved": saved})
+    return identity, saved
 
 
-def _write(config: Config, run_dir: Path) -> None:
+def note_saved(run_dir: Path) -> None:
+    """Note that a checkpoint is whole: from now on the run has something to lose."""
+    record = _read_record(run_dir)
+    if not record.get("saved"):
+        _write_record(run_dir, record | {"saved": True})
+
+
+def _write_record(run_dir: Path, record: dict[str, Any]) -> None:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        part = run_dir / "config.json.part"  # left by a kill while it was written
-        if set(run_dir.iterdir()) - {part}:
-            _check_same(read_config(run_dir), config)
-        part.write_text(json.dumps(_record(config), indent=2) + "\n")
-        part.replace(run_dir / "config.json")
+        replace_text(run_dir / NAME, json.dumps(record, indent=2) + "\n")
     except OSError as error:
-        raise UsageError(
-            f"run directory {run_dir} cannot be written ({error.strerror}): give "
-            f"--run-dir a folder that can"
-        ) from None
+        raise _not_writable(run_dir, error) from None
+
+
+def _not_writable(run_dir: Path, error: OSError) -> UsageError:
+    where = Path(error.filename or run_dir).name
+    return UsageError(
+        f"run directory {run_dir} cannot be written ({where}: {error.strerror}): give "
+        f"--run-dir a folder that can"
+    )
 
 
 def agree(config: Config) -> None:
@@ -83,20 +152,35 @@ def agree(config: Config) -> None:
 def read_config(run_dir: Path) -> Config:
     """The config that a run directory was made with."""
     try:
-        return from_json(json.loads((run_dir / "config.json").read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
+        return from_json(_read_record(run_dir).get("config"))
+    except UsageError as error:
+        raise UsageError(f"{run_dir}: {error}") from None
+
+
+def run_identity(run_dir: Path) -> str:
+    """What tells this run's checkpoints from another's."""
+    return str(_read_record(run_dir).get("run"))
+
+
+def _read_record(run_dir: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(read_text(run_dir / NAME))
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}, not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{run_dir} is not a run directory: its config.json cannot be read "
-            f"({error})"
+            f"{run_dir} is not a run directory: its config.json cannot be read ({why})"
+            f": give the folder that `hfdist train` made, or put config.json back"
         ) from None
+    return record
 
 
 def _check_same(old: Config, new: Config) -> None:
+    before_and_now = (_flat(to_json(_resolved(config))) for config in (old, new))
     differing = [
         f"{name} was {before}, now {now}"
-        for name, before, now in _differences(_flat(to_json(old)), _flat(to_json(new)))
+        for name, before, now in _differences(*before_and_now)
         if name not in MAY_CHANGE
     ]
     if differing:
@@ -110,6 +194,16 @@ def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
     """(name, old value, new value) wherever the two are not the same."""
     pairs = [(name, old.get(name), new.get(name)) for name in sorted(old | new)]
     return [(name, before, now) for name, before, now in pairs if before != now]
+
+
+def _resolved(value: Any) -> Any:
+    """A config tree in which each path is the place that it leads to."""
+    if isinstance(value, Path):
+        return value.expanduser().resolve()
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    resolved = {f.name: _resolved(getattr(value, f.name)) for f in fields(value)}
+    return replace(value, **resolved)
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ the metrics of the chunk before and gathers the examples of the next.
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,12 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from hfdist.checkpoint import Checkpoints
+from hfdist.checkpoint import Checkpoints, Saver, steps
 from hfdist.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
 from hfdist.evaluate import evaluator
-from hfdist.interrupt import interruptible
+from hfdist.interrupt import interruptible, leave_within
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
@@ -34,58 +33,86 @@ from hfdist.processes import any_says, from_first, is_first
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder, Result
 from hfdist.resume import restore_newest, restore_params
-from hfdist.run_directory import agree, open_run
+from hfdist.run_directory import agree, note_saved, open_run
+from hfdist.spans import Spans
 
 Carry = tuple[PyTree, State]
+MOST_STEPS = 2**31 - 1  # a method's own count of its updates is an int32
+WAY_OUT = 20.0  # seconds in which a run that failed has to leave
 
 
-def train(config: Config) -> Result:
+def train(config: Config, name: str = "run") -> Result:
     """Train as the config says, writing its run directory; continues one that exists.
 
-    Every process of a run calls this with the same config; the first one writes.
-    SIGTERM and Ctrl-C make it save and return. Raises UsageError for a caller's
-    mistake, before anything is compiled, and for a disk that takes no more.
+    Without a run_dir it is a new one, runs/<name>-<time>. Every process of a run calls
+    this with the same config; the first one writes. SIGTERM, SIGHUP and Ctrl-C make it
+    save and return. Raises UsageError for a caller's mistake, before anything is
+    compiled, and for a disk that takes no more.
     """
     agree(config)
     with jax.enable_x64(config.dtype == "float64"), interruptible() as asked:
-        return _train(config, make_mesh(config.devices), asked)
+        mesh = make_mesh(config.devices)
+        with ExitStack() as stack:
+            try:
+                return _train(config, name, mesh, asked, stack)
+            except BaseException as error:
+                with leave_within(WAY_OUT, error):
+                    stack.close()
+                raise
 
 
-def _train(config: Config, mesh: Mesh | None, asked: threading.Event) -> Result:
+def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
+    """The run; what it opens is closed by the stack."""
     train_set, test_set = config.data.load("train"), config.data.load("test")
-    _check_batch_size(config.batch_size, len(train_set.labels), mesh)
+    _check_sizes(config, train_set, test_set, mesh)
     rows = local_rows(config.batch_size, mesh)
     source = GlobalBatches(train_set, config.batch_size, config.seed, rows)
     problem, params = config.build_problem(train_set.inputs.shape[1])
     optimizer = config.method.build(problem, mesh)
-    carry = replicate((params, optimizer.init(params)), mesh)
+    first = _first_params(config, params)
+    carry = replicate((first, optimizer.init(first)), mesh)
 
     chunk_step = make_chunk_step(optimizer, config.dtype)
     # What tracing refuses is refused before there is a run directory.
     jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(0, 1), mesh))
 
-    folder = open_run(config) / "checkpoints"
-    with closing(Checkpoints(folder, config.keep, config.keep_every)) as checkpoints:
-        start, carry = restore_newest(checkpoints, carry)
-        if start.step == 0 and config.init_from:
-            _, params = restore_params(config.init_from, params)
-            carry = replicate((params, optimizer.init(params)), mesh)
-        last = config.epochs * source.per_epoch
-        last = min(last, config.max_steps or last)
-        spans = _spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
-        with closing(Recorder(config, start, last, source.per_epoch)) as recorder:
-            if explanation := _explanation(config, problem, params, source):
-                recorder.display.say(explanation)
-            _enable_compilation_cache(config.compilation_cache)
-            programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
-            measure = evaluator(problem, test_set, config, mesh)
-            feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
-            traced = spans[:2][-1:] if config.profile else []
-            scans = _scans(programs, carry, spans, feed, recorder, traced)
-            carry = _run(scans, carry, recorder, measure, checkpoints, config, asked)
-            result = recorder.result
-            result.test = result.test or measure(carry[0])
+    run = stack.enter_context(open_run(config, name))
+    config = replace(config, run_dir=run.folder)
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.identity)
+    start, carry = restore_newest(checkpoints, carry, run.saved)
+    saver = Saver(
+        checkpoints.folder,
+        run.identity,
+        config.keep,
+        config.keep_every,
+        note=partial(note_saved, run.folder) if is_first() else None,
+    )
+    last = last_step(config, source.per_epoch)
+    spans = Spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
+    recorder = Recorder(config, start, last, source.per_epoch)
+    stack.callback(recorder.close)
+    if explanation := _explanation(config, problem, params, source):
+        recorder.display.say(explanation)
+    _enable_compilation_cache(config.compilation_cache)
+    programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
+    measure = evaluator(problem, test_set, config, mesh)
+    feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
+    traced = spans[min(1, len(spans) - 1)] if config.profile and spans else None
+    scans = _scans(programs, carry, spans, feed, recorder, traced)
+    carry = _run(scans, carry, recorder, measure, saver, config, asked)
+    result = recorder.result
+    result.test = result.test or measure(carry[0])
+    saver.close()
     return result
+
+
+def _first_params(config: Config, params: PyTree) -> PyTree:
+    """Those of another run, where the config names one and there is none of this."""
+    if config.init_from is None or (
+        config.run_dir and steps(config.run_dir / "checkpoints")
+    ):
+        return params
+    return restore_params(config.init_from, params)[1]
 
 
 def _explanation(config, problem, params, source) -> str:
@@ -100,7 +127,7 @@ def _explanation(config, problem, params, source) -> str:
 def _scans(programs, carry, spans, feed, recorder, traced) -> Iterator:
     """Dispatch scan after scan: (step, state) after each, before it is computed."""
     for (first, count), chunk in zip(spans, feed, strict=True):
-        with _profiled(recorder) if (first, count) in traced else nullcontext():
+        with _profiled(recorder) if (first, count) == traced else nullcontext():
             carry, infos = programs[count](carry, chunk)
             recorder.dispatched(first + 1, infos)
         yield first + count, carry
@@ -124,7 +151,7 @@ def _profiled(recorder: Recorder) -> Iterator[None]:
     )
 
 
-def _run(scans, carry, recorder, measure, checkpoints, config, asked) -> Carry:
+def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
     """The state at the end.
 
     Between two scans all processes do the same: evaluate after an epoch and at the end,
@@ -146,7 +173,7 @@ def _run(scans, carry, recorder, measure, checkpoints, config, asked) -> Carry:
         if result.diverged:
             break
         if stop or due or step == recorder.last:
-            checkpoints.save(step, *carry, recorder.position()._asdict())
+            saver.save(step, *carry, recorder.position()._asdict())
             saved, saved_at = step, time.monotonic()
         if stop:
             result.stopped = step < recorder.last
@@ -155,7 +182,27 @@ def _run(scans, carry, recorder, measure, checkpoints, config, asked) -> Carry:
     return carry
 
 
-def _check_batch_size(batch_size: int, examples: int, mesh: Mesh | None) -> None:
+def last_step(config: Config, per_epoch: int) -> int:
+    """The step that ends the run. Raises UsageError for more than can be counted."""
+    last = config.epochs * per_epoch
+    last = min(last, config.max_steps or last)
+    if last > MOST_STEPS:
+        raise UsageError(
+            f"{config.epochs:,} epochs are {last:,} steps, and a run counts to "
+            f"{MOST_STEPS:,}: use fewer epochs, or --max-steps"
+        )
+    return last
+
+
+def _check_sizes(config: Config, train_set, test_set, mesh: Mesh | None) -> None:
+    features = [examples.inputs.shape[1] for examples in (train_set, test_set)]
+    if features[0] != features[1]:
+        raise UsageError(
+            f"training examples have {features[0]} features and test examples "
+            f"{features[1]}: they do not belong together"
+        )
+    batch_size, examples = config.batch_size, len(train_set.labels)
+    last_step(config, -(-examples // batch_size))
     if batch_size > examples:
         raise UsageError(
             f"batch_size is {batch_size} but the data has only {examples} examples: "
@@ -192,27 +239,11 @@ def make_chunk_step(
     return steps
 
 
-def _spans(start: int, last: int, per_epoch: int, most: int) -> list[tuple[int, int]]:
-    """The scans (first batch, count) still to run after step `start`.
-
-    Each epoch is cut at the same places whatever the start, so that a run that
-    continues runs the same programs.
-    """
-    spans = []
-    while start < last:
-        position = start % per_epoch
-        end = start - position + min(position - position % most + most, per_epoch)
-        end = min(end, last)
-        spans.append((start, end - start))
-        start = end
-    return spans
-
-
 def _compile(chunk_step, carry, source, spans, mesh, recorder) -> dict[int, Any]:
     """One program for each length of chunk."""
     began = time.perf_counter()
     programs = {}
-    for count in {count for _, count in spans}:
+    for count in spans.counts():
         chunk = place_chunk(source.chunk(0, count), mesh)
         programs[count] = chunk_step.lower(carry, chunk).compile()
     recorder.compiled(time.perf_counter() - began)

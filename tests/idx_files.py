@@ -6,11 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
+TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4"}
 
-def write(path: Path, array: np.ndarray) -> None:
-    """An IDX file of unsigned bytes, compressed if its name says so."""
-    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-    raw = header + array.astype(np.uint8).tobytes()
+
+def header(array: np.ndarray, kind: int = 0x08) -> bytes:
+    """The first bytes of an IDX file."""
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes((0, 0, kind, array.ndim)) + shape
+
+
+def write(path: Path, array: np.ndarray, kind: int = 0x08) -> None:
+    """An IDX file, by default of unsigned bytes, compressed if its name says so."""
+    write_raw(path, header(array, kind) + array.astype(TYPES[kind]).tobytes())
+
+
+def write_raw(path: Path, raw: bytes) -> None:
+    """A file of these bytes, compressed if its name says so."""
     path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
 
 
@@ -25,3 +36,11 @@ def make_folder(folder: Path, train: int = 100, test: int = 30, classes: int = 3
         write(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
         write(folder / f"{stem}-labels-idx1-ubyte{suffix}", labels)
     return folder
+
+
+def label_anew(folder: Path, labels: dict[str, np.ndarray], kind: int) -> None:
+    """Other labels for a folder's images: {"train": …, "t10k": …}."""
+    for stem, array in labels.items():
+        (old,) = folder.glob(f"{stem}-labels*")
+        old.unlink()
+        write(folder / f"{stem}-labels-idx1-int{old.suffix}", array, kind)

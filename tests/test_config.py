@@ -1,16 +1,23 @@
 """Config files, overrides, and their JSON."""
 
+import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from hfdist import CG, SGD, HessianFree, Newton
+from hfdist import CG, SGD, HessianFree, Newton, methods
 from hfdist.config import Config, from_json, load, to_json
 from hfdist.data.idx import IDX
+from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper"
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -70,11 +77,230 @@ def test_json_keeps_everything():
     assert from_json(to_json(replace(FULL, data=IDX()))) == replace(FULL, data=IDX())
 
 
-def test_a_class_that_cannot_be_imported_is_named():
-    tree = to_json(FULL)
-    tree["method"]["class"] = "<run_path>:Mine"
-    with pytest.raises(ValueError, match=r"class Mine .* cannot be imported"):
+def tree_of(config=FULL, **changes):
+    """Its JSON, read back from text, with entries changed by their dotted names."""
+    tree = json.loads(json.dumps(to_json(config)))
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        inner = tree
+        for step in above:
+            inner = inner[step]
+        inner[last] = value
+    return tree
+
+
+def nested(depth):
+    inner = 1
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def without(name):
+    return {key: value for key, value in tree_of().items() if key != name}
+
+
+OURS = "class .* is neither hfdist's nor imported by this command's config: if it is"
+GARBLED = [
+    *(
+        (top, "its config is no hfdist.config:Config")
+        for top in (None, 3, "x", [], NAN)
+    ),
+    (tree_of(SGD()), "its config is no hfdist.config:Config"),
+    ([tree_of()], "its config is no hfdist.config:Config"),
+    ({}, "has no class"),
+    (without("class"), "has no class"),
+    *((tree_of(**{x: {}}), "has no class") for x in ("epochs", "model__hidden")),
+    *(
+        (tree_of(method__class=x), "has no class")
+        for x in (None, 3, [], {"class": "x"})
+    ),
+    *((tree_of(method__class=x), OURS) for x in ("", ":", "SGD", "hfdist:Nothing")),
+    (tree_of(method__class="hfdist.methods.sgd:Nothing"), "class Nothing of module"),
+    (tree_of(method__class="hfdist.methods.sgd:"), OURS),
+    (tree_of(method__class="hfdist.methods.nowhere:A"), "nowhere .*cannot be imported"),
+    (tree_of(method__class="hfdist.methods.sgd.x:A"), "cannot be imported"),
+    (tree_of(method__class="hfdist.checks:Settings"), OURS),
+    (tree_of(method__class="hfdist.methods.method:Method"), "is of no object"),
+    (tree_of(method=to_json(CG())), "Config.method is CG"),
+    (tree_of(method=tree_of()), "Config.method is Config"),
+    (tree_of(method__cg=to_json(SGD())), "HessianFree.cg is SGD"),
+    (tree_of(data=to_json(MLP())), "Config.data is MLP"),
+    (without("method"), "Config is without its setting 'method'"),
+    (tree_of(epoch=3), "Config has no setting 'epoch'"),
+    (tree_of(method__cg__steps=3), "CG has no setting 'steps'"),
+    *((tree_of(epochs=x), "Config.epochs is") for x in ("3", None, [3], True, 0, 2.5)),
+    *((tree_of(epochs=x), "Config.epochs is") for x in (NAN, 1e300, -1, nested(99))),
+    *((tree_of(method__damping=x), "HessianFree.damping is") for x in ("4", NAN, [1])),
+    *((tree_of(method__damping_bounds=x), "damping_bounds") for x in ([1], "ab", 3)),
+    *((tree_of(model__hidden=x), "MLP.hidden") for x in (3, ["3"], [None], [[3]])),
+    *((tree_of(data__dir=x), "IDX.dir is") for x in (3, [], "\0", "\ud800")),
+    *((tree_of(run_dir=x), "Config.run_dir is") for x in (3, ["x"], False)),
+    *((tree_of(loss=x), "Config.loss is") for x in ("hinge", 3, [], None)),
+    *((tree_of(model=x), "Config.model is") for x in (None, "MLP", 3, [], nested(20))),
+    (tree_of(model=nested(5000)), "nested too deep"),
+    (nested(5000), "nested too deep"),
+]
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"), GARBLED, ids=[str(i) for i in range(len(GARBLED))]
+)
+def test_a_tree_that_is_none_of_ours_is_refused(tree, message):
+    with pytest.raises(UsageError, match=message) as caught:
         from_json(tree)
+    assert len(str(caught.value)) < 400
+
+
+FOREIGN = [
+    *("subprocess:run", "os:system", "builtins:eval", "builtins:exec"),
+    *("hfdist.config:importlib", "hfdist.config:runpy.run_path", "hfdist.config:load"),
+    *("hfdist.config:Config.__init__", "hfdist.methods.sgd:SGD.build"),
+    *("hfdist.methods..foreign:Mine", "hfdist.methods.sgd;foreign:Mine"),
+    *("hfdist.methods/../../foreign:Mine", "hfdist.train:train", "tests.foreign:Mine"),
+    *("foreign:Mine", "foreign.:Mine", "hfdist.foreign:Mine", "hfdist.methods:foreign"),
+    *("hfdist.__main__:command", "hfdist_methods.foreign:Mine", "pathlib:Path"),
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_nobody_elses_code_runs(name, tmp_path, monkeypatch):
+    """Not even that of a module that could be imported."""
+    mark = tmp_path / "mark"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "foreign.py").write_text(
+        f"open({str(mark)!r}, 'w')\n"
+        f"import hfdist\nclass Mine(hfdist.SGD):\n    args: str = ''"
+    )
+    before = set(sys.modules)
+    for where in ("class", "method__class", "data__class", "method__cg__class"):
+        tree = tree_of(**{where: name})
+        for arguments in (tree, {**tree, "args": f"touch {mark}", "shell": True}):
+            with pytest.raises(UsageError):
+                from_json(arguments)
+    hostile = {"class": name, "args": f"touch {mark}", "shell": True}
+    with pytest.raises(UsageError, match=r"is neither hfdist's nor imported|cannot"):
+        from_json(hostile)
+    assert not mark.exists()
+    assert not {module for module in set(sys.modules) - before if "foreign" in module}
+
+
+MINE = """
+from dataclasses import dataclass
+import hfdist
+from hfdist.config import Config
+from hfdist.checks import Count
+@dataclass(frozen=True, kw_only=True)
+class Mine(hfdist.SGD):
+    times: Count = TIMES
+config = Config(method=Mine())
+"""
+
+
+@pytest.mark.parametrize("first", ["", "from __future__ import annotations"])
+def test_a_class_of_the_config_file_is_its_newest(tmp_path, first):
+    file = tmp_path / "mine.py"
+    for times in (1, 2):
+        file.write_text(first + MINE.replace("TIMES", str(times)))
+        config = load(file)
+        tree = tree_of(config)
+        assert tree["method"]["class"] == "<run_path>:Mine"
+        again = from_json(tree)
+        assert again == config
+        assert type(again.method) is type(config.method)
+        del tree["method"]["times"]
+        assert from_json(tree).method.times == times
+
+
+def test_a_module_added_to_hfdist_is_found(tmp_path, monkeypatch):
+    name = "hfdist.methods.added_by_a_test"
+    (tmp_path / "added_by_a_test.py").write_text(MINE.replace("TIMES", "3"))
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    tree = tree_of(method={"class": f"{name}:Mine"})
+    assert from_json(tree).method.times == 3
+    assert sys.modules.pop(name)
+
+
+# A config file, and what is said of it.
+RAISED = {
+    "x = 1\nraise ValueError('no')": r"line 2, cannot be run .*\(ValueError: no\)",
+    "def f():\n    1 / 0\n\nf()": r"line 2, cannot .*ZeroDivisionError",
+    "import json\n\njson.loads('{')": r"line 3, cannot .*JSONDecodeError",
+    "import hfdist\nhfdist.CG(\n    max_steps=0)": r"line 2: CG.max_steps is 0: use",
+    "x = (\n1": r"line 1, cannot .*SyntaxError",
+    "raise SystemExit(3)": r"line 1, cannot .*SystemExit: 3",
+    "import nowhere_at_all": r"line 1, cannot .*No module named",
+}
+
+
+@pytest.mark.parametrize("text", RAISED)
+def test_what_a_config_file_raises_names_its_line(text, tmp_path):
+    file = tmp_path / "raises.py"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=RAISED[text]) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"config {file}, line ")
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "a\0b", "x" * 300, ".", "README.md/x", "\ud800"]
+)
+def test_a_path_that_is_no_config_is_named(name):
+    with pytest.raises(UsageError, match="does not exist or is not a file"):
+        load(Path(name))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["--seed", str(2**64)],
+            "seed is 18446744073709551616: use at most 4294967295",
+        ),
+        (["--seed", "-1"], "seed is -1: use at least 0"),
+        (
+            ["--method.cg.max-steps", str(10**10)],
+            "max_steps is .*: use at most 21474836",
+        ),
+        (
+            ["--method.cg.rtol", "1e300"],
+            "rtol is .* use a number that is 0 or more, and",
+        ),
+        (["--method.cg.rtol", "nan"], "rtol is nan: use a number"),
+        (["--model.hidden", "0"], r"hidden.0. is 0: use at least 1"),
+        (["--keep", str(10**10)], "keep is 10000000000: use at most 2147483647"),
+        (["--checkpoint-minutes", "inf"], "checkpoint_minutes is inf: use a number"),
+        (["--epochs", "9" * 5000], "Exceeds the limit"),
+    ],
+)
+def test_an_override_out_of_range_ends_with_2(overrides, message, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        load(PAPER / "hf_gauss_newton.py", overrides)
+    assert leaving.value.code == 2
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", "".join(capsys.readouterr())).split())
+    assert re.search(message, shown), shown
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "hidden", [(10**9,), (2**31 - 1,) * 4, (10, 10**9), (10**6, 10**6)]
+)
+def test_params_that_cannot_fit_are_refused_before_they_are_made(hidden, dtype):
+    config = Config(method=SGD(), model=MLP(hidden=hidden), dtype=dtype)
+    with pytest.raises(UsageError, match=r"the model has [\d,]+ params, which take"):
+        config.build_problem(784)
+
+
+def test_a_model_whose_shapes_cannot_be_told_is_built():
+    class Picky(MLP):
+        def build(self, inputs, outputs, seed):
+            module = super().build(inputs, outputs, seed)
+            assert float(jnp.sum(module.layers[0].kernel[...])) != 0
+            return module
+
+    _, params = Config(method=SGD(), model=Picky()).build_problem(784)
+    _, expected = Config(method=SGD()).build_problem(784)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, expected))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +311,8 @@ def test_a_class_that_cannot_be_imported_is_named():
         ({"max_steps": 0}, "max_steps is 0"),
         ({"devices": 0}, "devices is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"model": {"hidden": (0,)}}, "model.hidden"),
-        ({"data": {"classes": 1}}, "data.classes"),
+        ({"model": {"hidden": (0,)}}, r"MLP.hidden\[0\] is 0"),
+        ({"data": {"classes": 1}}, r"IDX.classes is 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, message):

@@ -11,13 +11,14 @@ PACKAGE = ROOT / "hfdist"
 # Each part may import those before it. Parts in one row do not import each other.
 ROWS = [
     ["errors"],
-    ["batches", "checks", "place", "pytree"],
+    ["batches", "checks", "files", "output", "place", "pytree", "spans"],
     ["parallel", "problem", "processes", "damping"],
     ["losses", "curvature", "first_product", "solvers", "data", "models"],
     ["coordinates"],
     ["methods"],
-    ["config", "metrics", "checkpoint", "progress", "interrupt"],
-    ["run_directory", "resume", "sinks"],
+    ["config", "metrics", "checkpoint", "progress", "interrupt", "run_lock"],
+    ["run_directory", "sinks"],
+    ["resume"],
     ["evaluate"],
     ["recorder"],
     ["train"],
@@ -26,13 +27,14 @@ ROWS = [
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 # Narrower than the rows: what these may know at all.
 ONLY = {
-    "solvers": {"errors", "pytree"},
+    "solvers": {"checks", "errors", "pytree"},
     "damping": set(),
-    "metrics": {"errors"},
-    "checkpoint": {"errors"},
+    "metrics": {"errors", "files"},
+    "checkpoint": {"errors", "pytree"},
     "progress": set(),
-    "interrupt": set(),
-    "resume": {"checkpoint", "errors", "processes", "pytree"},
+    "interrupt": {"errors", "processes"},
+    "run_lock": {"errors", "files", "processes"},
+    "resume": {"checkpoint", "errors", "processes", "pytree", "run_directory"},
     "sinks": {"config", "errors", "metrics"},
     "parallel": {"batches", "errors"},
     "place": {"errors"},

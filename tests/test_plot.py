@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import shutil
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -33,7 +36,7 @@ def make_run(folder, method, losses, cg_steps=3, rho=math.nan, **settings):
         line = {"split": "train", "step": step, "epoch": 1, "loss": loss}
         line |= {"seconds": 0.1 * step, "damping": 0.0 if first_order else 4.0}
         line |= {"rho": rho, "cg_steps": 0 if first_order else cg_steps}
-        line |= {"step_norm": 0.5, "accepted": math.isfinite(loss)}
+        line |= {"step_norm": 0.5, "accepted": math.isfinite(loss), "indefinite": False}
         lines.append(line)
     if lines:
         last = {"step": len(losses), "epoch": 1, "seconds": 0.1 * len(losses)}
@@ -138,6 +141,7 @@ def test_a_run_without_any_finite_loss_has_no_panel_for_it(tmp_path):
 def test_a_diverged_run_and_a_single_step_are_drawn_and_named(
     tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 50)
     bad = make_run(tmp_path / "bad", HF, [2.0] + [math.nan] * 3, max_rejected=3)
     single = make_run(tmp_path / "single", hfdist.SGD(), [2.25])
     assert run_plot(monkeypatch, bad, single, "--json", "--out", tmp_path / "x/p") == 0
@@ -155,6 +159,7 @@ def test_a_diverged_run_and_a_single_step_are_drawn_and_named(
 
 
 def test_a_table_for_people(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "save", lambda _, prefix: [Path(f"{prefix}.png")])
     run = make_run(tmp_path / "one", HF, [2.0, 1.0])
     assert run_plot(monkeypatch, run, "--out", tmp_path / "p") == 0
     out = capsys.readouterr().out
@@ -167,34 +172,141 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert plot.names([tmp_path / "a/run", tmp_path / "b/run"]) == ["a/run", "b/run"]
 
 
-@pytest.mark.parametrize(
-    ("make", "complaint"),
-    [
-        (lambda folder: folder, "is not a run directory"),
-        (lambda folder: make_run(folder, HF, []), "holds no step yet"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(
-    tmp_path, monkeypatch, capsys, make, complaint
+def changed(number, **values):
+    """A function that changes a line of metrics.jsonl, or drops what is None."""
+
+    def change(run):
+        path = run / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        line = {k: v for k, v in (lines[number] | values).items() if v is not None}
+        lines[number] = line
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return change
+
+
+def written(text, name="metrics.jsonl"):
+    return lambda run: (run / name).write_text(text)
+
+
+def other(name, make):
+    """A function that puts something else in a file's place."""
+
+    def replace(run):
+        (run / name).unlink()
+        make(run / name)
+
+    return replace
+
+
+def method_changed(run):
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace("hfdist.methods", "mine"))
+
+
+DAMAGES = [
+    (shutil.rmtree, "is not a run directory"),
+    (written("{", "config.json"), "is not a run directory"),
+    (written("[]", "config.json"), "is not a run directory"),
+    (written("{}", "config.json"), "its config is no hfdist.config:Config"),
+    (other("config.json", Path.mkdir), "is not a run directory"),
+    (method_changed, "--config CONFIG.py"),
+    (lambda run: (run / "metrics.jsonl").unlink(), "holds no step yet: let the run"),
+    (written(""), "holds no step yet: let the run"),
+    (written('{"split": "train"'), "holds no step yet: let the run"),
+    (written("3\n"), "line 1 is no line of metrics; put the file back"),
+    (written("{}\n"), "line 1 is no line of metrics; put the file back"),
+    (other("metrics.jsonl", Path.mkdir), "cannot be read"),
+    (other("metrics.jsonl", os.mkfifo), "cannot be read"),
+    (changed(0, cg_steps="3"), "damaged: cg_steps of step 1 is no number; put the"),
+    (changed(1, damping=None), "damping of step 2 is no number"),
+    (changed(1, rho=[1]), "rho of step 2 is no number"),
+    (changed(1, step_norm=10**400), "damaged: int too large"),
+    (changed(0, loss="1.0"), "line 1 is no line of metrics"),
+    (changed(2, accuracy=None), "line 3 is no line of metrics"),
+    (changed(0, step=2), "its steps are not 1, 2 … 2; put the file back"),
+    (changed(0, step="nan"), "its steps are not 1, 2 … 2"),
+    (changed(2, step=3), "an evaluation is of a step that it has not"),
+    (changed(1, seconds="inf"), "its seconds are not all 0 or more"),
+    (changed(2, epoch=-1), "its epoch are not all 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("damage", "complaint"), DAMAGES)
+def test_a_damaged_run_is_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, damage, complaint
 ):
-    folder = make(tmp_path / "run")
-    code = run_plot(monkeypatch, folder, "--out", tmp_path / "p")
+    run = make_run(tmp_path / "run", HF, [1.0, 0.5])
+    damage(run)
+    assert run_plot(monkeypatch, run, "--out", tmp_path / "p") == 2
     error = capsys.readouterr().err
-    assert code == 2
     assert error.startswith("plot: ")
+    assert str(run) in error
     assert complaint in error
     assert error.count("\n") == 1
 
 
-def test_a_damaged_line_is_named(tmp_path, monkeypatch, capsys):
+def test_a_run_without_an_evaluation_is_drawn(tmp_path):
     run = make_run(tmp_path / "run", HF, [1.0])
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"split": "tr\n')
-    assert run_plot(monkeypatch, run, "--out", tmp_path / "p") == 2
-    assert "to continue it" in capsys.readouterr().err
+    (line, _) = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(f"{line}\n")
+    panels, _ = drawn(run)
+    assert "test accuracy" not in {y for y, _ in panels}
+    assert plot.summary("run", plot.with_cost(runs.read(run)))["test accuracy"] is None
+
+
+OWN = """
+from dataclasses import dataclass
+import hfdist
+@dataclass(frozen=True, kw_only=True)
+class OwnToPlot(hfdist.SGD):
+    pass
+config = hfdist.config.Config(method=OwnToPlot())
+"""
+
+
+def test_a_run_of_a_class_of_ones_own_needs_its_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "save", lambda _, prefix: [prefix])
+    (tmp_path / "own.py").write_text(OWN)
+    run = make_run(tmp_path / "run", hfdist.SGD(), [1.0])
+    text = (run / "config.json").read_text()
+    own = text.replace("hfdist.methods.sgd:SGD", "<run_path>:OwnToPlot")
+    (run / "config.json").write_text(own)
+    assert run_plot(monkeypatch, run) == 2
+    assert "class OwnToPlot" in capsys.readouterr().err
+    assert run_plot(monkeypatch, run, "--config", tmp_path / "own.py") == 0
+    assert run_plot(monkeypatch, run, "--config", tmp_path / "none.py") == 2
+    assert "none.py does not exist" in capsys.readouterr().err
+
+
+def test_folders_of_any_name_are_drawn_and_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 20)
+    names = ["a[/b]", "$\\frac$", ":smile:", "_under", "x*"]
+    folders = [make_run(tmp_path / name, hfdist.SGD(), [1.0]) for name in names]
+    assert run_plot(monkeypatch, *folders, "--out", tmp_path / "[p]") == 0
+    out = capsys.readouterr().out
+    assert all(folder.name in out for folder in folders)
+    _, figure = drawn(*folders)
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == list(map(str, folders))
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "file/p", "x" * 300])
+def test_a_place_where_nothing_can_be_written_is_named(
+    out, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    run = make_run(tmp_path / "run", HF, [1.0])
+    assert run_plot(monkeypatch, run, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert "another place" in said or "add a name" in said
 
 
 def test_a_run_given_twice_is_refused(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "run", HF, [1.0])
     assert run_plot(monkeypatch, run, run) == 2
     assert "given twice" in capsys.readouterr().err
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert run_plot(monkeypatch, tmp_path / "loop") == 2
+    assert "is not a run directory" in capsys.readouterr().err

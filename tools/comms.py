@@ -278,7 +278,7 @@ def main() -> int:
 
 
 def _print(said: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     head = (
         "{config}: {parameters:,} parameters, batch {batch_size}, {cg_steps} CG steps"
     )

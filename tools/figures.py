@@ -103,11 +103,15 @@ def legend(drawn: Figure, labels: dict[str, dict[str, Any]]) -> None:
         for label, style in labels.items()
     ]
     columns = min(len(labels), max(1, int(110 / (max(map(len, labels)) + 8))))
-    drawn.legend(handles=handles, loc="outside upper center", ncols=columns)
+    said = drawn.legend(handles=handles, loc="outside upper center", ncols=columns)
+    for text in said.get_texts():
+        text.set_parse_math(False)  # a $ in a folder's name is no formula
 
 
 def save(drawn: Figure, prefix: Path) -> list[Path]:
     """PREFIX.png and PREFIX.svg. Raises UsageError if they cannot be written."""
+    if prefix.name in ("", ".."):
+        raise UsageError(f"--out {prefix} is a folder: add a name for the figures")
     paths = [prefix.with_name(f"{prefix.name}.{kind}") for kind in ("png", "svg")]
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)

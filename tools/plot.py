@@ -1,6 +1,6 @@
 """Compare runs: loss and accuracy against steps, time and cost, and how they got there.
 
-    python tools/plot.py RUN_DIR... [--out PREFIX] [--json]
+    python tools/plot.py RUN_DIR... [--out PREFIX] [--json] [--config CONFIG.py]
 
 Draws PREFIX.png and PREFIX.svg, one curve for each run. Bold lines are running medians
 over 2 % of a run's steps, faint ones every step; values that are not finite are left
@@ -19,9 +19,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 import figures
+from hfdist.config import load
 from hfdist.errors import UsageError
 from hfdist.progress import print_table
-from runs import Run, gradient_equivalents, read, to_json
+from runs import CONFIG_HELP, Run, gradient_equivalents, read, to_json
 
 AXES = {
     "step": "step",
@@ -53,13 +54,14 @@ def with_cost(run: Run) -> Run:
 
 def names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, or as much of their paths as tells them apart."""
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    if len(set(real)) < len(folders):
         raise UsageError("a run directory is given twice: name each once")
-    short = [folder.resolve().name for folder in folders]
+    short = [folder.name for folder in real]
     if len(set(short)) == len(short):
         return short
-    common = os.path.commonpath([folder.resolve().parent for folder in folders])
-    return [str(folder.resolve().relative_to(common)) for folder in folders]
+    common = os.path.commonpath([folder.parent for folder in real])
+    return [str(folder.relative_to(common)) for folder in real]
 
 
 def summary(name: str, run: Run) -> dict[str, Any]:
@@ -141,8 +143,11 @@ def main() -> int:
     add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     add("--out", type=Path, default=Path("comparison"), metavar="PREFIX")
     add("--json", action="store_true", help="print one JSON object")
+    add("--config", type=Path, metavar="CONFIG.py", help=CONFIG_HELP)
     arguments = parser.parse_args()
     try:
+        if arguments.config:
+            load(arguments.config)
         labels = names(arguments.run_dirs)
         runs = [with_cost(read(folder)) for folder in arguments.run_dirs]
         named = dict(zip(labels, runs, strict=True))

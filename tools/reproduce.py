@@ -12,7 +12,6 @@ Newton and damped Newton with the matrix over all params, and extrapolates their
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -35,11 +34,12 @@ from paper_figures import draw
 from paper_tables import tables
 from paper_text import differences
 from report import Block, Grid, Heading, Picture, Text, Warn, to_html, to_markdown
-from runs import Run, read, to_json
+from runs import Run, provenance, read, to_json
 from unreduced import METHODS, unreduced
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "paper"
 DONE, USAGE, STOPPED = 0, 2, 75
+PLAIN: Any = {"highlight": False, "markup": False, "emoji": False}
 # What --quick cuts each method to; 67 steps are one dispatch, 938 an epoch.
 QUICK = {
     "sgd": ("--max-steps", "469"),
@@ -95,9 +95,9 @@ def complete(config: Config) -> bool:
         return False
     try:
         lines = metrics.read(folder)
-    except (OSError, ValueError):  # not begun, or stopped while it wrote
+    except UsageError:  # to continue it mends the file, or says what is wrong
         return False
-    if not lines or lines[-1]["split"] != "test":
+    if not lines or lines[-1]["split"] != "test":  # not begun, or stopped
         return False
     last, found = lines[-1], read_config(folder)
     most = config.max_steps or last["step"]
@@ -139,7 +139,7 @@ def results_of(
 
     rows = [figures(run) for run in runs]
     compared = compare(rows, quick)
-    records = [json.loads((run.folder / "config.json").read_text()) for run in runs]
+    records = [provenance(run.folder) for run in runs]
     return {
         "quick": quick,
         "seeds": sorted({row["seed"] for row in rows}),
@@ -184,9 +184,15 @@ def write(results: dict[str, Any], runs: Sequence[Run], out: Path) -> list[Grid]
         Text("Lines are means over the seeds, shaded from the least to the greatest.")
     )
     blocks += [Picture(png, caption) for png, caption in pictures.values()]
-    (out / "report.md").write_text(to_markdown(TITLE, blocks, out))
-    (out / "report.html").write_text(to_html(TITLE, blocks))
-    (out / "results.json").write_text(to_json(results) + "\n")
+    try:
+        (out / "report.md").write_text(to_markdown(TITLE, blocks, out))
+        (out / "report.html").write_text(to_html(TITLE, blocks))
+        (out / "results.json").write_text(to_json(results) + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename} cannot be written ({error.strerror}): give --out "
+            f"another folder"
+        ) from None
     return grids
 
 
@@ -234,7 +240,7 @@ def main() -> int:
             raise UsageError(f"--unreduced is {arguments.unreduced}: use 0 or more")
         configs = planned(arguments, overrides)
         extra = planned_unreduced(configs, arguments.unreduced)
-        if not train_all([*configs, *extra], Console(stderr=True, highlight=False)):
+        if not train_all([*configs, *extra], Console(stderr=True, **PLAIN)):
             print("reproduce: stopped; the same command continues", file=sys.stderr)
             return STOPPED
         runs, without_reduction = (
@@ -253,7 +259,7 @@ def main() -> int:
 
 
 def _print(grids: Sequence[Grid], arguments: argparse.Namespace) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, **PLAIN)
     if arguments.quick:
         console.print(QUICK_WARNING)
     for grid in grids:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from hfdist import metrics
 from hfdist.config import Config
 from hfdist.errors import UsageError
+from hfdist.files import read_text
 from hfdist.pytree import parameter_count
 from hfdist.run_directory import read_config
 
@@ -17,6 +19,14 @@ from hfdist.run_directory import read_config
 PRODUCT = {"gauss_newton": 4, "hessian": 6, "finite_difference": 3}
 GRADIENT = 3
 Columns = dict[str, np.ndarray]  # leaves (lines,)
+# What the tools read from the lines of a split, beside what every reader does; where
+# a line may lack it, it has NaN.
+ALSO = {
+    "train": {"damping", "rho", "cg_steps", "step_norm", "compile_seconds"},
+    "test": set(),
+}
+MAY_LACK = {"compile_seconds"}
+CONFIG_HELP = "the runs' config file, if it defines or imports classes of your own"
 
 
 class Run(NamedTuple):
@@ -51,30 +61,68 @@ class Run(NamedTuple):
 
 
 def read(folder: Path) -> Run:
-    """The run in a folder. Raises UsageError where there is none, or no step yet."""
-    config = read_config(folder)
-    try:
-        lines = metrics.read(folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder}/metrics.jsonl cannot be read ({error}): run its `hfdist train` "
-            f"command again, with --run-dir {folder}, to continue it"
-        ) from None
-    train = [line for line in lines if line["split"] == "train"]
-    test = [line for line in lines if line["split"] == "test"]
-    if not train:
+    """The run in a folder.
+
+    Raises UsageError where there is none, no step yet, or what no training wrote.
+    """
+    config, lines = read_config(folder), metrics.read(folder)
+    if not any(line["split"] == "train" for line in lines):
         raise UsageError(f"{folder}/metrics.jsonl holds no step yet: let the run begin")
-    evaluations = _columns(test, ("step", "loss", "accuracy", "seconds"))
-    return Run(folder, config, _columns(train, train[0]), evaluations)
+    try:
+        train, test = (_columns(lines, split) for split in ("train", "test"))
+        _check(train, test)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{folder}/metrics.jsonl is damaged: {error}; put the file back"
+        ) from None
+    return Run(folder, config, train, test)
 
 
-def _columns(lines: list[metrics.Line], names: Any) -> Columns:
-    """Numbers by name; a line without one has NaN."""
+def _columns(lines: list[metrics.Line], split: str) -> Columns:
+    """Numbers by name. Raises ValueError for a line that has something else there."""
+    chosen = [line for line in lines if line["split"] == split]
     return {
-        name: np.array([line.get(name, math.nan) for line in lines], float)
-        for name in names
-        if name != "split"
+        name: np.array(list(_numbers(chosen, name)))
+        for name in sorted({*metrics.NUMBERS[split], *ALSO[split]})
     }
+
+
+def _numbers(lines: list[metrics.Line], name: str) -> Iterable[float]:
+    for line in lines:
+        value = line.get(name, math.nan if name in MAY_LACK else None)
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} of step {line['step']} is no number")
+        yield float(value)
+
+
+def _check(train: Columns, test: Columns) -> None:
+    """Raise ValueError unless the lines are those of a training."""
+    steps = np.arange(1, len(train["step"]) + 1)
+    if not np.array_equal(train["step"], steps):
+        raise ValueError(f"its steps are not 1, 2 … {len(steps)}")
+    if not np.all(np.isin(test["step"], steps)):
+        raise ValueError("an evaluation is of a step that it has not")
+    for name in ("epoch", "seconds"):
+        values = np.concatenate([train[name], test[name]])
+        if not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError(f"its {name} are not all 0 or more")
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Where a run was made: device, versions and git_commit of its config.json."""
+    record = json.loads(read_text(folder / "config.json"))
+    try:
+        device, versions = record["device"], record["versions"]
+        return {
+            "device": {name: str(device[name]) for name in ("platform", "kind")},
+            "versions": {name: str(version) for name, version in versions.items()},
+            "git_commit": str(record["git_commit"]),
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError(
+            f"{folder}/config.json does not say where the run was made (its device, "
+            f"versions or git_commit): put the file back"
+        ) from None
 
 
 def gradient_equivalents(run: Run) -> np.ndarray:

@@ -4,15 +4,14 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import closing, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import hfdist
-from hfdist.checkpoint import Checkpoints
 from hfdist.config import Config
 from hfdist.models.mlp import MLP
-from hfdist.resume import restore_newest
+from hfdist.resume import restore_newest, saved_in
 from hfdist.train import train
 from measurement import Measurement
 
@@ -66,9 +65,9 @@ def _restore(config: Config, run_dir: Path) -> tuple[float, int, int]:
     """Seconds to restore, bytes on disk, bytes of the arrays."""
     problem, params = config.build_problem(784)
     carry = params, config.method.build(problem).init(params)
-    with closing(Checkpoints(run_dir / "checkpoints", read_only=True)) as checkpoints:
-        (step,) = checkpoints.steps()
-        began = time.perf_counter()
-        restore_newest(checkpoints, carry)
-        seconds = time.perf_counter() - began
-        return seconds, checkpoints.size(step), checkpoints.verify(step)
+    checkpoints = saved_in(run_dir)
+    (step,) = checkpoints.steps()
+    began = time.perf_counter()
+    restore_newest(checkpoints, carry, saved=True)
+    seconds = time.perf_counter() - began
+    return seconds, checkpoints.size(step), checkpoints.verify(step)

@@ -2,6 +2,7 @@
 
     python tools/spectrum.py RUN_DIR [--step S] [--curvature hessian|gauss_newton|both]
         [--devices N] [--examples n] [--top 10] [--exact] [--out PREFIX] [--json]
+        [--config CONFIG.py]
 
 The matrices are those of the mean loss over the first n training examples (10,000), in
 float64, whatever the run's dtype. Up to 4,000 parameters whose row is not zero, and
@@ -23,7 +24,6 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,15 @@ from rich.table import Table
 import eigenvalues
 from curvature_matrix import Matrix, matrix_at, placed_batches
 from eigenvalues import Found, Spectrum
-from hfdist.config import Config
+from hfdist.config import Config, load
 from hfdist.curvature import Curvature
 from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import PyTree, parameter_count
-from hfdist.resume import restore_params, saved
+from hfdist.resume import restore_params, saved_in
 from hfdist.run_directory import read_config
-from runs import to_json
+from runs import CONFIG_HELP, to_json
 from spectrum_figures import draw
 
 # The largest eigenvalues of 10,000 MNIST images are within 5 % of those of all 60,000,
@@ -60,10 +60,11 @@ def steps_of(run_dir: Path, step: int | None) -> list[int]:
     """The checkpoints to look at: one step, or all of the run's."""
     if step is not None:
         return [step]
-    with closing(saved(run_dir)) as checkpoints:
-        steps = checkpoints.steps()
-    if not steps:
-        raise UsageError(f"{checkpoints.folder} holds no checkpoint")
+    checkpoints = saved_in(run_dir)
+    if not (steps := checkpoints.steps()):
+        raise UsageError(
+            f"{checkpoints.folder} holds no checkpoint: let the run save one"
+        )
     return steps
 
 
@@ -111,6 +112,8 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("devices", "examples", "top"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} is {getattr(arguments, name)}: use 1 or more")
+    if arguments.config:
+        load(arguments.config)
     config = read_config(arguments.run_dir)
     mesh = make_mesh(arguments.devices)  # before Orbax starts JAX
     steps = steps_of(arguments.run_dir, arguments.step)
@@ -152,6 +155,7 @@ def main() -> int:
     add("--exact", action="store_true", help="all eigenvalues, whatever the size")
     add("--out", type=Path, metavar="PREFIX", help="of the figures; RUN_DIR/spectrum")
     add("--json", action="store_true", help="print one JSON object")
+    add("--config", type=Path, metavar="CONFIG.py", help=CONFIG_HELP)
     arguments = parser.parse_args()
     try:
         said = report(arguments)
@@ -182,7 +186,7 @@ def _print(said: dict[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=column == "curvature")
     for row in said["spectra"]:
         table.add_row(*(form.format(**row) for form in columns.values()))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(table)
     for row in said["spectra"]:
         console.print(_details(row))

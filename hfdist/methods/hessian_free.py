@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hfdist.checks import check_positive, known
+from hfdist.checks import NonNegative, known
 from hfdist.coordinates import gram
 from hfdist.errors import UsageError
 from hfdist.methods.second_order import SecondOrder
@@ -17,14 +17,18 @@ class HessianFree(SecondOrder):
     Hessian-free Newton (paper: λ = 32); both with α = 0.5.
     """
 
-    warm_start: float = 0.0
+    warm_start: NonNegative = 0.0
     """Start CG from this multiple of the last solution, for one more product a step
     (Martens: 0.95); 0: start from 0."""
     cg: CG = field(default_factory=CG)
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("warm_start", self.warm_start, or_zero=True)
+        if not known(self.warm_start):
+            raise UsageError(
+                "warm_start is a schedule, or traced by JAX: use a number, as it says "
+                "whether there is a start to remember"
+            )
         undamped = known(self.damping) and self.damping == 0
         if undamped and self.curvature != "gauss_newton":
             raise UsageError(

@@ -8,7 +8,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from hfdist.batches import check_batch, examples_in
-from hfdist.checks import check_choices
+from hfdist.checks import Settings
 from hfdist.damping import Refusal
 from hfdist.errors import UsageError
 from hfdist.parallel import Collectives, collectives, data_parallel
@@ -55,11 +55,10 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(abc.ABC):
+class Method(Settings, abc.ABC):
     """Hyper-parameters of an optimisation method."""
 
-    def __post_init__(self):
-        check_choices(self)
+    scheduled: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, params: PyTree) -> State:

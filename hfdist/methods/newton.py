@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from hfdist.checks import NonNegative
 from hfdist.coordinates import orthonormal
 from hfdist.curvature import Curvature
 from hfdist.methods.second_order import SecondOrder
@@ -12,7 +13,7 @@ from hfdist.solvers.dense import Dense
 class Newton(SecondOrder):
     """w ← w - α (∇²f(w) + λI)⁻¹ ∇f(w), by a dense factorisation (paper, eqs. 1, 2)."""
 
-    damping: float = 0.0
+    damping: NonNegative = 0.0
     """Damping λ, or λ₀ where it adapts; 0 is Newton's method as it stands."""
     curvature: Curvature = "hessian"
     """The matrix: exact Hessian, Gauss-Newton, or Hessian by finite differences."""

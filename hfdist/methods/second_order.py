@@ -19,7 +19,7 @@ import optax
 from jax import Array
 from optax import tree
 
-from hfdist.checks import check_positive, known
+from hfdist.checks import NonNegative, Positive, known
 from hfdist.coordinates import Coordinates, full, pulled_back
 from hfdist.curvature import (
     Curvature,
@@ -64,26 +64,22 @@ class SecondOrder(Method):
     damping, so is a step that raises the batch's f.
     """
 
-    damping: float = 4.0
+    damping: NonNegative = 4.0
     """Damping λ, or λ₀ where it adapts; in your own loop, an optax schedule too."""
-    learning_rate: float = 0.5
+    learning_rate: Positive = 0.5
     """Step size α; in your own loop, an optax schedule too."""
     curvature: Curvature = "gauss_newton"
     """The matrix: Gauss-Newton, exact Hessian, or Hessian by finite differences."""
     damping_rule: DampingRule = "constant"
     """Keep λ, or let it follow the reduction ratio (Levenberg-Marquardt)."""
-    damping_bounds: tuple[float, float] = (1e-10, 1e10)
+    damping_bounds: tuple[Positive, Positive] = (1e-10, 1e10)
     """Least and greatest λ that the damping rule may come to."""
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("damping", self.damping, or_zero=True)
-        check_positive("learning_rate", self.learning_rate)
         low, high = self.damping_bounds
-        check_positive("damping_bounds", low)
-        check_positive("damping_bounds", high)
         if low > high:
             raise UsageError(f"damping_bounds are {low} … {high}: give the least first")
         if not self.adaptive:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import optax
 
-from hfdist.checks import check_positive
+from hfdist.checks import Positive
 from hfdist.methods.first_order import FirstOrder
 
 
@@ -12,12 +12,8 @@ from hfdist.methods.first_order import FirstOrder
 class SGD(FirstOrder):
     """w ← w - α ∇f(w) (paper, section 4.1: α = 0.1)."""
 
-    learning_rate: float = 0.1
+    learning_rate: Positive = 0.1
     """Step size α; in your own loop, an optax schedule too."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive("learning_rate", self.learning_rate)
 
     def optimizer(self):
         return optax.sgd(self.learning_rate)

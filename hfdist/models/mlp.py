@@ -6,8 +6,7 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from hfdist.checks import check_choices
-from hfdist.errors import UsageError
+from hfdist.checks import Count
 from hfdist.models.model import Model
 
 Activation = Literal["relu", "tanh", "sigmoid", "softplus", "gelu", "silu"]
@@ -21,15 +20,10 @@ class MLP(Model):
     puts it at 10: 784-10-10, 7,960 parameters.
     """
 
-    hidden: tuple[int, ...] = (10,)
+    hidden: tuple[Count, ...] = (10,)
     """Width of each hidden layer."""
     activation: Activation = "relu"
     """Function between the layers."""
-
-    def __post_init__(self):
-        check_choices(self)
-        if any(width < 1 for width in self.hidden):
-            raise UsageError(f"model.hidden is {self.hidden}: widths are 1 or more")
 
     def build(self, inputs, outputs, seed):
         rngs = nnx.Rngs(seed)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from flax import nnx
 from jax import Array
 
+from hfdist.checks import Settings
 from hfdist.problem import Batch
 from hfdist.pytree import PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(abc.ABC):
+class Model(Settings, abc.ABC):
     """Hyper-parameters of a network."""
 
     @abc.abstractmethod

@@ -1,6 +1,5 @@
 """Truncated conjugate gradients: the paper's Algorithm 1 (Hestenes & Stiefel 1952)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,13 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 from optax import tree
 
-from hfdist.errors import UsageError
+from hfdist.checks import Count, NonNegative, Settings
 from hfdist.pytree import PyTree, inner
 from hfdist.solvers.solution import Solution
 
 
 @dataclass(frozen=True, kw_only=True)
-class CG:
+class CG(Settings):
     """Solve A x = b by conjugate gradients, from products with A alone.
 
     Stops when ‖b - A x‖ ≤ rtol ‖b‖ or after max_steps products. All vectors are
@@ -28,16 +27,10 @@ class CG:
         0 by 0.
     """
 
-    max_steps: int = 10
+    max_steps: Count = 10
     """Most products with A in one solve; each costs about one gradient."""
-    rtol: float = 1e-3
+    rtol: NonNegative = 1e-3
     """Residual to stop at, relative to the right-hand side's norm."""
-
-    def __post_init__(self):
-        if self.max_steps < 1:
-            raise UsageError(f"cg.max_steps is {self.max_steps}: use at least 1")
-        if not (0 <= self.rtol < math.inf):
-            raise UsageError(f"cg.rtol is {self.rtol}: use a number that is 0 or more")
 
     def solve(
         self,

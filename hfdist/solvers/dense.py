@@ -10,25 +10,22 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve
 
+from hfdist.checks import Count, Settings
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.solvers.solution import Solution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(Settings):
     """Solve A x = b by Cholesky, or by LU where A is not positive definite.
 
     Memory: about 3 N² numbers, for A, its factor and one working copy. Cost: N products
     and N³/3 multiply-adds (Cholesky; LU twice that).
     """
 
-    block: int = 128
+    block: Count = 128
     """Columns of A computed at a time: more is faster and takes more memory."""
-
-    def __post_init__(self):
-        if self.block < 1:
-            raise UsageError(f"dense.block is {self.block}: use at least 1")
 
     def check_memory(self, b: PyTree) -> None:
         """Raise UsageError where the matrix for a right-hand side b cannot fit."""
