@@ -98,8 +98,7 @@ def _number(env: Mapping[str, str], name: str, least: int, most: int) -> int:
     if re.fullmatch("[0-9]{1,10}", env[name]) and least <= int(env[name]) <= most:
         return int(env[name])
     raise UsageError(
-        f"{name} is {env[name]!r}: set it to a whole number from {least} to {most} "
-        f"(processes are numbered from 0 to one less than their count, each once)"
+        f"{name} is {env[name]!r}: set it to a whole number from {least} to {most}"
     )
 
 

@@ -53,15 +53,17 @@ def joined() -> Iterator[None]:
     end with the same code. Raises UsageError if the processes cannot meet.
     """
     place = find_place(os.environ)
-    if place:
-        _join(place)
+    watch = _join(place) if place else None
     silence = place.silence_seconds if place else float(SILENCE)
     try:
         yield
-        if _store():
+        if store := _store():
             wait_for_all()
             _done.set()
             with _within(silence + WAY_OUT, 1, "a process does not leave: it hangs"):
+                _say(store, 0, "")
+                if watch:
+                    watch.join()  # in C++ it would abort the interpreter at its end
                 jax.distributed.shutdown()
     except BaseException as error:
         if store := _store():
@@ -130,7 +132,8 @@ def _store() -> Any:
     return global_state.client
 
 
-def _join(place: Place) -> None:
+def _join(place: Place) -> threading.Thread:
+    """Meet the others; the thread that watches them from then on."""
     if place.process == 0:
         bind = reach = find_bind_address(place)
     else:
@@ -155,7 +158,9 @@ def _join(place: Place) -> None:
             heartbeat_timeout_seconds=int(place.silence_seconds) + 60,
         )
     _met.set()
-    threading.Thread(target=_watch, args=(place,), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(place,), daemon=True)
+    watch.start()
+    return watch
 
 
 def _lost(place: Place) -> None:
@@ -188,11 +193,12 @@ def _watch(place: Place) -> None:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     news = json.dumps([1, gone])
-        if _done.is_set():
+        code, message = json.loads(news) if news else (None, "")
+        if code == 0 or _done.is_set():
             return
-        if news:
+        if code:
             _let_others_read()
-            leave(*json.loads(news))
+            leave(code, message)
 
 
 def _look_for_silent(
@@ -219,7 +225,7 @@ def _fail(store: Any, error: BaseException, silence: float) -> NoReturn:
         code, message = 2, str(error)
     elif isinstance(error, KeyboardInterrupt):
         code, message = 130, "interrupted"
-    elif isinstance(error, jax.errors.JaxRuntimeError):
+    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
         # A collective fails when a peer dies, whom the watch will name; it exits then.
         time.sleep(silence + 2 * BEAT)
     with _within(WAY_OUT, code, message):

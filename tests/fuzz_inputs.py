@@ -245,7 +245,7 @@ def _damage_checkpoints(rng: random.Random, run: Path, base: Base) -> None:
             lambda: _damage_file(rng, folder),
             lambda: shutil.rmtree(step),
             lambda: step.rename(folder / name),
-            lambda: shutil.copytree(step, folder / name),
+            lambda: shutil.copytree(base.run / "checkpoints" / "2", folder / name),
             lambda: (folder / name).touch(),
             lambda: (folder / name).mkdir(),
             lambda: (folder / name).symlink_to(step),

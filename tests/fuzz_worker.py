@@ -7,6 +7,7 @@ import faulthandler
 import io
 import json
 import os
+import resource
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
@@ -32,6 +33,7 @@ def read_tree() -> int:
     return 0
 
 
+MOST_MEMORY, MOST_FILE = 12 * 2**30, 2**28
 COMMANDS = {
     "hfdist": main,
     "plot": plot.main,
@@ -61,6 +63,9 @@ def run(argv: list[str], cwd: str) -> dict:
 
 if __name__ == "__main__":
     faulthandler.enable()  # to say where it hangs
+    # What reads or writes without end fails, and leaves the machine alone.
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE, MOST_FILE))
     hfdist.make_mesh(4)
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what else is printed is no answer

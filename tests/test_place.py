@@ -1,13 +1,14 @@
 """From a process's environment to its place among those of its run."""
 
 import json
+import socket
 
 import pytest
 
 import idx_files
 from hfdist.errors import UsageError
-from hfdist.place import Place, find_place
-from together import run_together
+from hfdist.place import Place, find_bind_address, find_place
+from together import free_port, run_together
 
 EXPLICIT = {
     "HFDIST_COORDINATOR": "host:8476",
@@ -35,17 +36,39 @@ def without(env, *names):
 
 
 def test_explicit_variables_come_first():
-    assert find_place(EXPLICIT) == Place("host:8476", 4, 2)
-    assert find_place(SLURM | POD | EXPLICIT) == Place("host:8476", 4, 2)
+    place = Place("host:8476", 4, 2, "host:8476", 15, 12)
+    assert find_place(EXPLICIT) == place
+    assert find_place(SLURM | POD | EXPLICIT) == place
 
 
 def test_an_indexed_job_numbers_its_pods():
-    assert find_place(POD) == Place("job-0.service:8476", 4, 3)
+    assert find_place(POD)[:3] == ("job-0.service:8476", 4, 3)
     assert find_place({"JOB_COMPLETION_INDEX": "3"}) is None
 
 
 def test_a_slurm_step():
-    assert find_place(SLURM) == Place("node03:61447", 8, 5)
+    assert find_place(SLURM)[:3] == ("node03:61447", 8, 5)
+
+
+def test_how_long_to_wait_is_a_setting():
+    times = {"HFDIST_START_SECONDS": "600", "HFDIST_SILENCE_SECONDS": "2.5"}
+    assert find_place(SLURM | times)[4:] == (600, 2.5)
+    assert find_place(SLURM | dict.fromkeys(times, ""))[4:] == (15, 12)
+
+
+@pytest.mark.parametrize(
+    ("given", "bind"),
+    {
+        "": "host:8476",
+        "10.0.0.1": "10.0.0.1:8476",
+        "0.0.0.0:99": "0.0.0.0:99",
+        "[fe80::1%eth0]": "[fe80::1%eth0]:8476",
+        "[::]:99": "[::]:99",
+    }.items(),
+)
+def test_where_process_0_listens_is_a_setting(given, bind):
+    place = find_place(EXPLICIT | {"HFDIST_BIND_ADDRESS": given})
+    assert (place.coordinator, place.bind) == ("host:8476", bind)
 
 
 def test_every_job_and_step_has_its_port():
@@ -112,21 +135,121 @@ def test_a_run_of_one_process(env):
         ),
         (without(EXPLICIT, "HFDIST_PROCESS_ID") | SLURM, "HFDIST_PROCESS_ID is not"),
         (EXPLICIT | {"HFDIST_PROCESS_ID": ""}, "HFDIST_PROCESS_ID is not set"),
-        (EXPLICIT | {"HFDIST_PROCESS_ID": "4"}, "this is process 4 of 4: number them"),
-        (EXPLICIT | {"HFDIST_PROCESS_ID": "-1"}, "this is process -1 of 4"),
-        (EXPLICIT | {"HFDIST_PROCESS_ID": "one"}, "this is process one of 4"),
-        (EXPLICIT | {"HFDIST_NUM_PROCESSES": "0"}, "this is process 2 of 0"),
-        (POD | {"JOB_COMPLETION_INDEX": "4"}, "this is process 4 of 4"),
-        (EXPLICIT | {"HFDIST_COORDINATOR": "host"}, "is 'host': give HOST:PORT"),
-        (EXPLICIT | {"HFDIST_COORDINATOR": ":8476"}, "is ':8476': give HOST:PORT"),
-        (EXPLICIT | {"HFDIST_COORDINATOR": "host:http"}, "give HOST:PORT"),
-        (SLURM | {"SLURM_PROCID": "8"}, "this is process 8 of 8"),
+        *[
+            (
+                EXPLICIT | {"HFDIST_PROCESS_ID": odd},
+                "HFDIST_PROCESS_ID is '.*from 0 to 3$",
+            )
+            for odd in ("4", "-1", "one", "²", "١", "1_0", "9" * 5000)
+        ],
+        *[
+            (EXPLICIT | {"HFDIST_NUM_PROCESSES": odd}, "HFDIST_NUM_PROCESSES is '")
+            for odd in ("0", "-1", "²", "٤", "1e2", str(10**30), " 4")
+        ],
+        (POD | {"JOB_COMPLETION_INDEX": "4"}, "JOB_COMPLETION_INDEX is '4'"),
+        *[
+            (
+                EXPLICIT | {"HFDIST_COORDINATOR": odd},
+                "HFDIST_COORDINATOR is .*HOST:PORT",
+            )
+            for odd in (
+                *("host", ":8476", "host:http", "host:99999", "host:0", "host:-1"),
+                *("host:²", "ho st:80", "host\0:80", "hóst:80", "a..b:80", "::1:80"),
+                *("host\n:80", "host:80\n", "\udcff:80", "x" * 64 + ":80"),
+            )
+        ],
+        (
+            EXPLICIT | {"HFDIST_BIND_ADDRESS": "host:0"},
+            "HFDIST_BIND_ADDRESS is 'host:0",
+        ),
+        (EXPLICIT | {"HFDIST_BIND_ADDRESS": "::"}, "HFDIST_BIND_ADDRESS is '::': give"),
+        *[
+            (EXPLICIT | {f"HFDIST_{name}_SECONDS": odd}, f"HFDIST_{name}_SECONDS is '")
+            for name in ("START", "SILENCE")
+            for odd in ("abc", "nan", "inf", "-1", "0", "1e300", "1e3", "9" * 400, "²")
+        ],
+        *[
+            (SLURM | {f"SLURM_{name}": odd}, f"SLURM_{name} is '{odd}': set it to a")
+            for name in ("JOB_ID", "STEP_ID", "PROCID", "STEP_NUM_TASKS")
+            for odd in ("abc", "-1", "²")
+        ],
+        (
+            without(SLURM, "SLURM_STEP_NUM_TASKS") | {"SLURM_NTASKS": "abc"},
+            "SLURM_NTASKS is 'abc'",
+        ),
+        (SLURM | {"SLURM_PROCID": "8"}, "SLURM_PROCID is '8': .* from 0 to 7"),
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "is '', which names no host"),
+        (SLURM | {"SLURM_STEP_NODELIST": "a b"}, "SLURM_STEP_NODELIST is 'a b'"),
     ],
 )
-def test_variables_that_do_not_fit_together(env, message):
-    with pytest.raises(UsageError, match=message):
+def test_variables_that_make_no_sense(env, message):
+    with pytest.raises(UsageError, match=message) as caught:
         find_place(env)
+    assert "\n" not in str(caught.value)
+
+
+def place_of(bind, seconds=1):
+    return Place("host:8476", 2, 0, bind, seconds, 12)
+
+
+def resolve_to(monkeypatch, *answers):
+    """What the host's name leads to, asked again and again; None if to nothing."""
+    left, real = list(answers), socket.getaddrinfo
+
+    def getaddrinfo(host, port, **how):
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if answer is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(answer, port, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_the_address_of_process_0_in_numbers(capsys):
+    port = free_port()
+    assert find_bind_address(place_of(f"localhost:{port}")) == f"127.0.0.1:{port}"
+    assert find_bind_address(place_of(f"0.0.0.0:{port}")) == f"0.0.0.0:{port}"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pod_waits_until_its_name_leads_to_it(monkeypatch):
+    # nowhere; to the pod that was there before (an address kept for documents); to it
+    resolve_to(monkeypatch, None, "192.0.2.1", "127.0.0.2")
+    port = free_port()
+    found = find_bind_address(place_of(f"hfdist-0.hfdist:{port}", seconds=10))
+    assert found == f"127.0.0.2:{port}"
+
+
+def test_a_name_that_is_loopback_on_its_own_machine_is_told(monkeypatch, capsys):
+    """As Debian's /etc/hosts has it."""
+    resolve_to(monkeypatch, "127.0.1.1")
+    port = free_port()
+    assert find_bind_address(place_of(f"node1:{port}")) == f"127.0.1.1:{port}"
+    said = capsys.readouterr().err
+    assert said.startswith(f"hfdist: node1:{port} is 127.0.1.1:{port} here, where no")
+    assert "set HFDIST_BIND_ADDRESS to an address of this one" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(None, "Name or service not known"), ("192.0.2.1", "Cannot assign requested")],
+)
+def test_a_name_that_never_leads_here(monkeypatch, answer, reason):
+    resolve_to(monkeypatch, answer)
+    message = f"cannot listen on node1:8476 .{reason}.*HFDIST_BIND_ADDRESS to one that"
+    with pytest.raises(UsageError, match=message):
+        find_bind_address(place_of("node1:8476"))
+
+
+@pytest.mark.parametrize("there", ["127.0.0.1", ""])
+def test_a_port_that_is_taken(there):
+    """It is the one address that is tried, though another is taken."""
+    with socket.create_server((there, 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UsageError, match=r"Address already in use.*another port"):
+            find_bind_address(place_of(f"127.0.0.1:{port}", seconds=60))
+        if there:
+            assert find_bind_address(place_of(f"127.0.0.2:{port}"))
 
 
 @pytest.mark.slow

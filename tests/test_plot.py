@@ -20,6 +20,7 @@ import runs
 from hfdist import metrics
 from hfdist.config import Config, to_json
 from hfdist.data.idx import IDX
+from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 
 HF = hfdist.HessianFree()
@@ -280,27 +281,32 @@ def test_a_run_of_a_class_of_ones_own_needs_its_config(tmp_path, monkeypatch, ca
 
 
 def test_folders_of_any_name_are_drawn_and_listed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 20)
+    monkeypatch.setattr(figures, "save", lambda _, prefix: [prefix])
     names = ["a[/b]", "$\\frac$", ":smile:", "_under", "x*"]
     folders = [make_run(tmp_path / name, hfdist.SGD(), [1.0]) for name in names]
-    assert run_plot(monkeypatch, *folders, "--out", tmp_path / "[p]") == 0
+    assert run_plot(monkeypatch, *folders, "--out", "[/p]") == 0
     out = capsys.readouterr().out
-    assert all(folder.name in out for folder in folders)
-    _, figure = drawn(*folders)
-    shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown == list(map(str, folders))
+    assert all(text in out for text in ["[/p]", *(f.name for f in folders)])
+    figure = figures.figure(3, 2)
+    figures.legend(figure, {name: figures.look(i) for i, name in enumerate(names)})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    figure.savefig(tmp_path / "p.png")  # no formula, nor a mistake in one
 
 
-@pytest.mark.parametrize("out", [".", "/", "..", "file/p", "x" * 300])
+@pytest.mark.parametrize(
+    ("out", "complaint"),
+    [
+        *((folder, "is a folder: add a name") for folder in (".", "/", "..")),
+        *((name, "another place") for name in ("file/p", "x" * 300)),
+    ],
+)
 def test_a_place_where_nothing_can_be_written_is_named(
-    out, tmp_path, monkeypatch, capsys
+    out, complaint, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    run = make_run(tmp_path / "run", HF, [1.0])
-    assert run_plot(monkeypatch, run, "--out", out) == 2
-    said = capsys.readouterr().err
-    assert "another place" in said or "add a name" in said
+    with pytest.raises(UsageError, match=complaint):
+        figures.save(figures.figure(1, 1), Path(out))
 
 
 def test_a_run_given_twice_is_refused(tmp_path, monkeypatch, capsys):

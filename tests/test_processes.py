@@ -251,8 +251,12 @@ def test_all_hear_of_all_and_only_the_address_asked_for_listens():
 
 
 def listeners(tables, port):
-    """The addresses, as /proc/net/tcp and tcp6 have them, on which a port listens."""
-    return set(re.findall(rf": (\w+):{port:04X} [0:]+ 0A ", tables))
+    """The addresses, as /proc/net/tcp and tcp6 have them, on which a port listens.
+
+    IPv4 addresses within IPv6 without what comes before them.
+    """
+    found = re.findall(rf": (\w+):{port:04X} [0:]+ 0A ", tables)
+    return {address.removeprefix("0000000000000000FFFF0000") for address in found}
 
 
 FAULTY = """

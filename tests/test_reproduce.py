@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.flatten_util
+import matplotlib
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ import reproduce
 import runs
 from hfdist.config import Config
 from hfdist.data.idx import IDX
+from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from together import ROOT, clean_environment
 from unreduced import unreduced
@@ -87,7 +90,8 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     data = idx_files.make_folder(folder / "data", train=640)
     arguments = ["--quick", "--data.dir", data, "--data.classes", 3, "--unreduced", 1]
-    code, stdout, stderr = command(folder / "out", *arguments, "--json")
+    with matplotlib.rc_context({"savefig.dpi": 60}):
+        code, stdout, stderr = command(folder / "out", *arguments, "--json")
     assert code == 0, stderr
     return stdout, folder / "out", arguments
 
@@ -232,6 +236,54 @@ def test_a_run_that_lacks_its_end_is_not_complete(quick, tmp_path):
         reproduce.complete(replace(moved, max_steps=5))
     longer = replace(moved, epochs=8, max_steps=None)
     assert not reproduce.complete(longer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": None},
+        {"device": {"platform": "cpu"}},
+        {"versions": ["jax"]},
+        {"versions": 3},
+        {"git_commit": ...},
+    ],
+)
+def test_a_run_that_does_not_say_where_it_was_made_is_named(change, tmp_path):
+    record = {"device": {"platform": "cpu", "kind": "cpu"}, "versions": {"jax": "1"}}
+    record |= {"git_commit": None}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert runs.provenance(tmp_path) == record | {"git_commit": "None"}
+    record = {k: v for k, v in (record | change).items() if v is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"does not say where .*put the file back"):
+        runs.provenance(tmp_path)
+
+
+def test_a_report_that_cannot_be_written_is_named(quick, tmp_path, monkeypatch):
+    stdout, out, _ = quick
+    monkeypatch.setattr(reproduce, "draw", lambda *_: {})
+    (tmp_path / "report.md").mkdir()
+    made = [runs.read(out / "runs" / "sgd-seed0")]
+    with pytest.raises(UsageError, match=r"report.md cannot be written .*give --out"):
+        reproduce.write(json.loads(stdout), made, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", ["{", "[]\n", "3\n", "\0", "{}\n", None])
+def test_an_output_folder_that_is_damaged_is_one_message(name, damage, quick, tmp_path):
+    """Named before anything is trained again."""
+    _, out, arguments = quick
+    copy = tmp_path / "runs" / "sgd-seed0"
+    shutil.copytree(out / "runs" / "sgd-seed0", copy)
+    (copy / name).unlink()
+    if damage is None:
+        (copy / name).mkdir()
+    else:
+        (copy / name).write_text(damage)
+    code, _, error = command(tmp_path, *arguments)
+    assert code == 2
+    assert f"{copy}" in error.splitlines()[-1]
+    assert error.count("reproduce: ") == 1
 
 
 def row(config, seed, loss, accuracy, steps=100):

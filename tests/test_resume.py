@@ -143,10 +143,10 @@ def test_a_run_killed_again_and_again_equals_one_that_was_not(settings, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("method", [SGD, HF])
-def test_twenty_kills(settings, tmp_path, method, processes):
+def test_fifty_kills(settings, tmp_path, method, processes):
     arguments = [method, *settings, "--checkpoint-steps", "7"]
     arguments += LM.split() if method == HF else []
-    kill_and_continue(tmp_path, arguments, processes, kills=20, seed=processes)
+    kill_and_continue(tmp_path, arguments, processes, kills=50, seed=processes)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The eigenvalue tool: dense float64 truth, known spectra, and the command."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ import spectrum
 from curvature_matrix import Matrix, matrix_at, placed_batches
 from hfdist.config import Config
 from hfdist.data.idx import IDX, Examples
+from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.train import train
 from idx_files import make_folder
@@ -76,7 +78,8 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     monkeypatch.setattr(curvature_matrix, "BLOCK", 16)
     problem, params = net
     mesh = hfdist.make_mesh(devices)
-    matrix = matrix_at(problem, placed_batches(SMALL, mesh), curvature, mesh)(params)
+    at = matrix_at(problem, placed_batches(SMALL, mesh), curvature, mesh)
+    matrix = at(params)
     assert (matrix.parameters, len(matrix.live_M)) == (N, N - 4)
     found = eigenvalues.spectrum(matrix, top=10, force_exact=False)
     expected_N = np.linalg.eigvalsh(truth(curvature, problem.predict, params))
@@ -87,12 +90,7 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     assert (found.negative_share > 0) == (curvature == "hessian")
     by_modulus = expected_N[np.argsort(-abs(expected_N))]
     np.testing.assert_allclose(found.top_K, by_modulus[:10], rtol=1e-8)
-
-
-def test_params_that_are_not_finite_are_refused(net):
-    problem, params = net
-    at = matrix_at(problem, placed_batches(SMALL, None), "hessian", None)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UsageError, match="not finite"):
         at(tree.full_like(params, np.nan))
 
 
@@ -236,10 +234,10 @@ def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
     assert said["spectra"][0]["top"] != said["spectra"][2]["top"]
     assert {path.name for path in tmp_path.iterdir()} == {"drawn.png", "drawn.svg"}
     # The same as a table.
-    monkeypatch.setattr(spectrum, "report", lambda _: said)
+    monkeypatch.setattr(spectrum, "report", lambda _: said | {"run_dir": "a[/b]:x:"})
     code, out, _ = command(monkeypatch, capsys, run_dir)
     assert code == 0
-    assert "83 parameters, 100 examples" in out
+    assert "a[/b]:x:: 83 parameters, 100 examples" in out
     for row in said["spectra"]:
         assert f"{row['largest']:.4g}" in out
         assert f"step {row['step']}, {row['curvature']}: {row['top'][0]:.5g}" in out
@@ -252,6 +250,7 @@ def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
         (["--examples", "0"], "--examples is 0: use 1 or more"),
         (["--top", "0"], "--top is 0: use 1 or more"),
         (["--devices", "99"], "--devices 99"),
+        (["--config", "nowhere.py"], "config nowhere.py does not exist"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
@@ -276,6 +275,49 @@ def test_a_folder_that_is_no_run_and_a_matrix_too_large_are_mistakes(
         assert code == 2
         assert remedy in err
         assert err.count("\n") == 1
+
+
+def rewritten(old, new):
+    """A function that changes the text of a run's config.json."""
+
+    def rewrite(run):
+        path = run / "config.json"
+        path.write_text(path.read_text().replace(old, new))
+
+    return rewrite
+
+
+DAMAGES = [
+    (lambda run: (run / "config.json").unlink(), "is not a run directory"),
+    (rewritten("{", "["), "is not a run directory"),
+    (rewritten('"config"', '"x"'), "its config is no hfdist.config:Config"),
+    (rewritten("hfdist.methods", "mine"), "--config CONFIG.py"),
+    (rewritten(f'"classes": {CLASSES}', '"classes": 2'), "give --data.classes 3"),
+    (lambda run: shutil.rmtree(run / "checkpoints"), "has no folder of checkpoints"),
+    (lambda run: shutil.rmtree(run / "checkpoints/4"), "has no checkpoint of step 4"),
+]
+
+
+@pytest.mark.parametrize(("damage", "complaint"), DAMAGES)
+def test_a_damaged_run_is_one_message_and_exit_code_2(
+    damage, complaint, run_dir, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    damage(run)
+    code, out, err = command(monkeypatch, capsys, run, "--step", "4")
+    assert code == 2
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_a_run_without_checkpoints_is_named(run_dir, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    for step in (4, 8):
+        shutil.rmtree(run / f"checkpoints/{step}")
+    code, _, err = command(monkeypatch, capsys, run)
+    assert code == 2
+    assert "holds no checkpoint: let the run save one" in err
 
 
 @pytest.mark.slow
