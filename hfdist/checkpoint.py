@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,79 +51,13 @@ class Unreadable(Exception):
     """A checkpoint that cannot be read now: the fault is the disk's, and may pass."""
 
 
-def _handlers() -> dict[str, Any]:
+def handlers() -> dict[str, Any]:
+    """How Orbax stores each part of a checkpoint."""
     return {
         "params": ocp.StandardCheckpointHandler(),
         "optimizer": ocp.StandardCheckpointHandler(),
         "record": ocp.JsonCheckpointHandler(),
     }
-
-
-class Saver:
-    """Saves checkpoints into a folder, and thins them out.
-
-    The newest `keep` stay, and the steps divisible by `keep_every`; `run` says whose
-    they are, and `note` is called when a checkpoint is known to be whole. Raises
-    UsageError, here as in a save, if the folder cannot be written.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        run: str,
-        keep: int | None = None,
-        keep_every: int | None = None,
-        note: Callable[[], None] | None = None,
-    ):
-        self.folder, self._run, self._note = folder, run, note
-        with _explained(folder):
-            self._manager = ocp.CheckpointManager(
-                folder.absolute(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep,
-                    keep_period=keep_every,
-                    cleanup_tmp_directories=True,  # left by saves that were killed
-                    # In the background a folder that cannot be made is waited for.
-                    async_options=ocp.AsyncOptions(
-                        create_directories_asynchronously=False
-                    ),
-                ),
-                item_handlers=_handlers(),
-            )
-        self._note_whole()
-
-    def save(self, step: int, params: Any, optimizer: Any, record: Any) -> None:
-        """Save the state after a step; the disk is written in the background.
-
-        Waits for the save before, which is whole when this returns. Raises UsageError
-        if either cannot be written; the older checkpoints stay whole.
-        """
-        sealed = {
-            "format": FORMAT,
-            "run": self._run,
-            "step": step,
-            "record": record,
-            "checksums": checksums(params=params, optimizer=optimizer),
-        }
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
-            record=ocp.args.JsonSave({**sealed, "seal": _seal(sealed)}),
-        )
-        with _explained(self.folder):
-            if not self._manager.save(step, args=items):
-                raise OSError(f"a later step is there already: {steps(self.folder)}")
-        self._note_whole()
-
-    def close(self) -> None:
-        """Wait for the save under way. Raises UsageError if it failed."""
-        with _explained(self.folder):
-            self._manager.close()
-        self._note_whole()
-
-    def _note_whole(self) -> None:
-        if self._note and steps(self.folder):
-            self._note()
 
 
 class Checkpoints:
@@ -136,7 +70,7 @@ class Checkpoints:
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
         )
         self._reader = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(**_handlers()),
+            ocp.CompositeCheckpointHandler(**handlers()),
             multiprocessing_options=alone,
         )
 
@@ -214,7 +148,7 @@ class Checkpoints:
         seal, found = sealed.pop("seal", None), sealed.get("format", 1)
         if seal is None and found in (1, 2):  # which had none
             raise self._of_another_format(step, found)
-        if seal != _seal(sealed):
+        if seal != record_checksum(sealed):
             raise Unsound("its record is damaged")
         if sealed["run"] != self._run:
             raise UsageError(
@@ -258,19 +192,6 @@ def steps(folder: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn what a failed save raises into one message with the remedy."""
-    try:
-        yield
-    except Exception as error:  # of Orbax, TensorStore or the operating system
-        raise UsageError(
-            f"a checkpoint could not be saved in {folder} ({_first_line(error)}): the "
-            f"earlier ones are whole; make room, and run the same command to continue "
-            f"from the newest"
-        ) from error
-
-
-@contextlib.contextmanager
 def _judged() -> Iterator[None]:
     """Turn what reading raises into Unreadable or Unsound."""
     try:
@@ -278,7 +199,7 @@ def _judged() -> Iterator[None]:
     except Exception as error:  # whatever damage makes Orbax raise
         if fault := _fault(error):
             raise Unreadable(fault) from error
-        raise Unsound(_first_line(error)) from error
+        raise Unsound(first_line(error)) from error
 
 
 def _fault(error: BaseException | None) -> str | None:
@@ -326,11 +247,13 @@ def _item(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _seal(record: dict[str, Any]) -> str:
+def record_checksum(record: dict[str, Any]) -> str:
+    """CRC-32 of what is saved beside the arrays."""
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
     while cause := error.__cause__ or error.__context__:  # said best where it began
         error = cause
     text = str(error).strip() or type(error).__name__

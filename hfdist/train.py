@@ -20,7 +20,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from hfdist.checkpoint import Checkpoints, Saver, steps
+from hfdist.checkpoint import Checkpoints, steps
 from hfdist.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
@@ -34,6 +34,7 @@ from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder, Result
 from hfdist.resume import restore_newest, restore_params
 from hfdist.run_directory import agree, note_saved, open_run
+from hfdist.saver import Saver
 from hfdist.spans import Spans
 
 Carry = tuple[PyTree, State]

@@ -17,7 +17,7 @@ ROWS = [
     ["coordinates"],
     ["methods"],
     ["config", "metrics", "checkpoint", "progress", "interrupt", "run_lock"],
-    ["run_directory", "sinks"],
+    ["run_directory", "saver", "sinks"],
     ["resume"],
     ["evaluate"],
     ["recorder"],

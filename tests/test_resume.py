@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import idx_files
-from hfdist import UsageError, checkpoint
-from hfdist.checkpoint import Checkpoints, Saver
+from hfdist import UsageError
+from hfdist.checkpoint import Checkpoints
 from hfdist.resume import restore_newest
+from hfdist.saver import Saver
 from together import ROOT, children_of, clean_environment, train_losses
 
 ENV = clean_environment()
@@ -248,6 +249,7 @@ def test_a_hundred_kinds_of_damage(tmp_path, capsys):
     corruptions(tmp_path, capsys, count=100)
 
 
+@pytest.mark.slow  # test_output_and_signals.py has a quick one
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may mount a small disk")
 def test_a_full_disk_is_reported_and_harms_no_checkpoint(settings, tmp_path):
     disk = tmp_path / "disk"
@@ -322,7 +324,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_stays(tmp_path, monkeypat
     """It is no damage: an older hfdist can continue it."""
     folder = tmp_path / "checkpoints"
     state = {"params": {"w": jnp.ones(3)}, "optimizer": {"count": jnp.int32(4)}}
-    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    monkeypatch.setattr("hfdist.saver.FORMAT", 99)
     with closing(Saver(folder, "a run")) as saver:
         saver.save(5, record={"step": 5}, **state)
     monkeypatch.undo()

@@ -16,10 +16,12 @@ import pytest
 import idx_files
 from hfdist import UsageError, metrics, resume, run_lock
 from hfdist.__main__ import main
-from hfdist.checkpoint import Checkpoints, Saver
+from hfdist.checkpoint import Checkpoints
 from hfdist.files import replace_text
+from hfdist.saver import Saver
 from together import ROOT, clean_environment
 
+pytestmark = pytest.mark.xdist_group("run_directory")  # one finished run
 SGD = str(ROOT / "configs/paper/sgd.py")
 ENV = clean_environment()
 
