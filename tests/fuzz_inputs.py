@@ -237,7 +237,7 @@ def _damage_checkpoints(rng: random.Random, run: Path, base: Base) -> None:
     if not steps:
         return
     step = rng.choice(steps)
-    files = sorted(p for p in step.rglob("*") if p.is_file())
+    files = sorted(p for p in step.rglob("*") if p.is_file()) or [step]
     name = rng.choice(["abc", "-1", "1e3", "007", "3.tmp", "99999999999999999999", "7"])
     rng.choice(
         [
