@@ -191,6 +191,7 @@ def test_on_a_terminal_there_is_a_bar(small):
     assert "epoch 1" not in text
 
 
+@pytest.mark.slow  # test_run_directory.py has a quick one
 def test_without_a_run_dir_a_new_folder_is_made(small, tmp_path):
     arguments = [*COMMAND, "train", ROOT / HF, *small[:-2], "--max-steps", "1"]
     subprocess.run(map(str, arguments), cwd=tmp_path, env=ENV, check=True)
@@ -313,22 +314,6 @@ def test_a_mistake_ends_the_process_with_2_and_no_traceback(arguments, tmp_path)
     assert done.returncode == 2
     assert done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-
-
-def test_another_config_in_the_same_run_directory_is_refused(small, tmp_path):
-    assert hfdist("train", HF, *small).returncode == 0
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    done = hfdist("train", HF, *small, "--method.damping", "2", "--seed", "1")
-    assert done.returncode == 2
-    assert "method.damping was 4.0, now 2.0; seed was 0, now 1" in done.stderr
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_missing_checkpoint_is_named(small, tmp_path):
-    assert hfdist("train", HF, *small).returncode == 0
-    done = hfdist("evaluate", tmp_path / "run", "--step", "5")
-    assert done.returncode == 2
-    assert "no checkpoint of step 5; its steps are [14]" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

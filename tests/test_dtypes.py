@@ -94,7 +94,10 @@ def test_bfloat16_outputs_are_summed_in_float32(devices):
     assert info.loss == pytest.approx(1.0986123, abs=1e-6)
 
 
-@pytest.mark.parametrize("accumulator", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "accumulator",
+    [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)],
+)
 def test_products_with_an_accumulator_of_their_own(accumulator):
     def predict(params, batch):
         hidden_BH = jnp.dot(

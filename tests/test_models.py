@@ -304,7 +304,12 @@ MODELS = {
 # An example's outputs depend on what others its device has.
 MIXING = ("batch_norm_training", "dropout_by_one_key")
 each_model = pytest.mark.parametrize("name", MODELS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+# test_dtypes.py has float32's own quick tests.
+each_dtype = pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(d, marks=[pytest.mark.slow] * (d == jnp.float32)) for d in DTYPES],
+    ids=lambda d: d.__name__,
+)
 
 
 @functools.cache

@@ -85,6 +85,21 @@ def test_the_copy_continues(again):
     )
 
 
+def test_another_config_is_refused(again):
+    run, run_dir = again
+    before = contents(run_dir)
+    code, shown = run("--method.learning-rate", 2, "--seed", 1)
+    assert code == 2
+    assert "method.learning_rate was 0.1, now 2.0; seed was 0, now 1" in shown
+    assert contents(run_dir) == before
+
+
+def test_a_missing_checkpoint_is_named(hfdist, finished):
+    code, shown = hfdist("evaluate", finished, "--step", 5)
+    assert code == 2
+    assert "no checkpoint of step 5; its steps are [7, 14]" in shown
+
+
 def remove_checkpoints(run_dir):
     shutil.rmtree(run_dir / "checkpoints")
 

@@ -251,7 +251,7 @@ def step_of(method, devices=1, params=CASE.params):
 
 
 @each_method
-@each_mesh
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_schedules_are_followed_update_by_update(method, devices):
     damping, rate = optax.linear_schedule(4, 1, 3), optax.linear_schedule(1, 0.1, 3)
     scheduled = replace(method, damping=damping, learning_rate=rate)

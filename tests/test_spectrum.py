@@ -126,12 +126,13 @@ def test_lanczos_finds_a_known_spectrum(values_M):
 
 
 def test_lanczos_without_zero_rows_finds_no_zero():
-    found = eigenvalues.from_products(known(HEAVY + 0.5, zero_rows=0), top=10)
+    values_M = HEAVY[::2] + 0.5
+    found = eigenvalues.from_products(known(values_M, zero_rows=0), top=10)
     assert found.zeros == 0
     assert found.smallest == pytest.approx(0.5, abs=1e-4)
     assert found.smallest_residual is not None
     assert 0 < found.smallest_residual < 1e-3
-    assert found.counts_V.sum() == pytest.approx(len(HEAVY))
+    assert found.counts_V.sum() == pytest.approx(len(values_M))
 
 
 def test_the_trace_is_unbiased_and_its_standard_error_right(monkeypatch):

@@ -116,6 +116,7 @@ def save(drawn: Figure, prefix: Path) -> list[Path]:
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(paths[0])
+        drawn.set_layout_engine("none")  # laid out now, for both; it takes as long
         drawn.savefig(paths[1], metadata={"Date": None})
     except OSError as error:
         raise UsageError(
