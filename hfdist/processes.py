@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -225,7 +226,10 @@ def _fail(store: Any, error: BaseException, silence: float) -> NoReturn:
         code, message = 2, str(error)
     elif isinstance(error, KeyboardInterrupt):
         code, message = 130, "interrupted"
-    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+    elif isinstance(error, jax.errors.JaxRuntimeError) or re.search(
+        "Gloo|NCCL",
+        str(error),  # which JAX also raises as a ValueError
+    ):
         # A collective fails when a peer dies, whom the watch will name; it exits then.
         time.sleep(silence + 2 * BEAT)
     with _within(WAY_OUT, code, message):

@@ -243,7 +243,7 @@ def test_all_hear_of_all_and_only_the_address_asked_for_listens():
         start(i, [], port, processes=3, program=("-c", ALL), **env)
         for i, env in enumerate(places)
     ]
-    codes, outputs = ends(trio, within=30)
+    codes, outputs = ends(trio, within=60)
     assert codes == [0, 0, 0], outputs
     for output in outputs:
         assert "[{'me': 0}, {'me': 1}, {'me': 2}] [0, 1, 4]" in output
@@ -317,19 +317,12 @@ def test_a_wrong_coordinator_is_reported_by_both(long_run):
 def test_a_port_already_taken_is_reported(long_run):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        codes, outputs = ends([start(0, long_run, port)], within=15)
+        codes, outputs = ends([start(0, long_run, port)], within=40)
     assert codes == [2]
     assert (
         f"process 0 cannot listen on localhost:{port} (Address already in"
         in (outputs[0])
     )
-
-
-def test_a_port_that_is_none_is_a_usage_error(long_run):
-    codes, outputs = ends([start(0, long_run, 99999)], within=15)
-    assert codes == [2]
-    assert "HFDIST_COORDINATOR is 'localhost:99999': give HOST:PORT" in outputs[0]
-    assert "Traceback" not in outputs[0]
 
 
 def test_other_settings_and_versions_are_refused_by_both(long_run, tmp_path):
@@ -339,7 +332,7 @@ def test_other_settings_and_versions_are_refused_by_both(long_run, tmp_path):
     port = free_port()
     other = [*long_run, "--method.learning-rate", "2"]
     newer = start(1, other, port, PYTHONPATH=str(tmp_path))
-    codes, outputs = ends([start(0, long_run, port), newer], within=20)
+    codes, outputs = ends([start(0, long_run, port), newer], within=40)
     assert codes == [2, 2]
     for output in outputs:
         assert "process 1 on" in output

@@ -214,14 +214,24 @@ def command(monkeypatch, capsys, *arguments):
     return code, said.out, said.err
 
 
-def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
-    # A process of its own: there the devices must be made before JAX starts.
+@pytest.mark.slow
+def test_the_devices_are_made_before_jax_starts(run_dir, tmp_path):
+    """A process of its own: in this one JAX runs."""
     tool = [sys.executable, ROOT / "tools/spectrum.py", run_dir, "--json"]
-    options = ["--devices", "4", "--top", "3", "--out", tmp_path / "drawn"]
+    options = ["--devices", "4", "--step", "8", "--out", tmp_path / "drawn"]
     done = subprocess.run([*tool, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["devices"] == 4
+    assert [row["step"] for row in said["spectra"]] == [8, 8]
+
+
+def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
+    options = ["--json", "--top", "3", "--out", tmp_path / "drawn"]
+    code, out, err = command(monkeypatch, capsys, run_dir, *options)
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["devices"] == 1
     assert said["parameters"] == 83
     assert said["examples"] == 100
     assert said["damping"] == 4
