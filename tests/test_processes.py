@@ -341,6 +341,7 @@ def test_other_settings_and_versions_are_refused_by_both(long_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_processes_cannot_share_is_refused(long_run, tmp_path):
     done = local(*long_run, "--batch-size", "15")
     assert done.returncode == 2
