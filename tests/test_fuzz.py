@@ -121,7 +121,8 @@ def _not_one_message(program, err):
     if "usage: " in err or "╭" in err:
         return ""
     begun = [line for line in err.splitlines() if line.startswith(f"{program}: ")]
-    said = [line for line in begun if not line.endswith(" instead")]
+    # Beside it: a checkpoint that was passed over, and how far spectrum has come.
+    said = [line for line in begun if not line.endswith((" instead", " …"))]
     if len(said) != 1:
         return f"{len(said)} messages"
     return "too long" if len(err) > 2000 else ""
