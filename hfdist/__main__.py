@@ -138,9 +138,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from hfdist.progress import print_table
 
     if arguments.config:
-        # A run directory is data: it names classes, and imports none. Kept until the
-        # end, so that the classes are.
-        arguments.config = load(arguments.config)
+        load(arguments.config)  # for its classes: a run directory imports none
 
     split = arguments.split
     step, means = evaluate(arguments.run_dir, arguments.step, split)

@@ -94,12 +94,12 @@ class Checkpoints:
         if "optimizer" in like and sealed["format"] != FORMAT:
             raise self._of_another_format(step, sealed["format"])
         for name, tree in like.items():
-            self._check_structure(step, sealed["checksums"], **{name: tree})
+            self._check_structure(step, sealed["checksums"], name, tree)
         arguments = {
             name: ocp.args.StandardRestore(jax.tree.map(_like, tree))
             for name, tree in like.items()
         }
-        restored = self._read(step, **arguments) if like else {}
+        restored = self._read(step, **arguments)
         items = {name: restored[name] for name in like}
         for name, seen in checksums(**items).items():
             if seen != (was := sealed["checksums"].get(name)):
@@ -169,11 +169,14 @@ class Checkpoints:
         )
 
     def _check_structure(
-        self, step: int, saved: dict[str, str], **like: PyTree
+        self, step: int, saved: dict[str, str], item: str, like: PyTree
     ) -> None:
-        (item,) = like
-        here = {k: f"{v.dtype}{list(v.shape)}" for k, v in _named(like)}
-        there = {k: v.rpartition(" ")[0] for k, v in saved.items() if _item(k) == item}
+        here = {k: f"{v.dtype}{list(v.shape)}" for k, v in _named({item: like})}
+        there = {
+            name: checksum.rpartition(" ")[0]
+            for name, checksum in saved.items()
+            if name.partition(".")[0] == item
+        }
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 raise UsageError(
@@ -241,10 +244,6 @@ def _named(items: Any) -> list[tuple[str, Any]]:
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
         for path, leaf in jax.tree.leaves_with_path(items)
     ]
-
-
-def _item(name: str) -> str:
-    return name.partition(".")[0]
 
 
 def record_checksum(record: dict[str, Any]) -> str:

@@ -29,12 +29,12 @@ from hfdist import losses
 from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
 from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
+from hfdist.memory import device_memory
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model, functional
 from hfdist.problem import Problem
 from hfdist.pytree import PyTree, parameter_count
-from hfdist.solvers.dense import device_memory
 
 Dtype = Literal["float32", "float64"]
 Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
@@ -166,7 +166,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (Exception, SystemExit) as error:
         raise _raised_in(path, error) from error
     # Kept as a module: annotations that are text are read in their class's.
-    module = ModuleType(variables["__name__"])
+    module = ModuleType("<run_path>")  # as runpy calls it, whatever it calls itself
     vars(module).update(variables)
     sys.modules[module.__name__] = module
     config = variables.get("config")

@@ -26,10 +26,15 @@ def open_regular(path: Path, flags: int) -> int:
     return descriptor
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError."""
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
 def read_text(path: Path) -> str:
     """The text of a regular file. Raises OSError, and ValueError for other bytes."""
-    with os.fdopen(open_regular(path, os.O_RDONLY)) as file:
-        return file.read()
+    return read_bytes(path).decode()
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hfdist.errors import UsageError
 from hfdist.processes import leave
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,17 +54,3 @@ def _listen(inbox: socket.socket, asked: threading.Event) -> None:
             asked.set()
             with suppress(OSError):  # the terminal may be what has gone
                 print(f"hfdist: {name}: saving, then leaving", file=sys.stderr)
-
-
-@contextmanager
-def leave_within(seconds: float, error: BaseException) -> Iterator[None]:
-    """A block on the way out after an error: if it takes longer, the process ends."""
-    code = 2 if isinstance(error, UsageError) else 1
-    message = f"{error} (and what was open could not be closed in {seconds:g} s)"
-    alarm = threading.Timer(seconds, leave, (code, message))
-    alarm.daemon = True
-    alarm.start()
-    try:
-        yield
-    finally:
-        alarm.cancel()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfdist.errors import UsageError
-from hfdist.files import open_regular
+from hfdist.files import open_regular, read_bytes
 
 Line = dict[str, Any]
 NAME = "metrics.jsonl"
@@ -120,8 +120,7 @@ def read(run_dir: Path, start: int = 0, end: int | None = None) -> list[Line]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
-            return file.read()
+        return read_bytes(path)
     except FileNotFoundError:
         return b""
     except OSError as error:

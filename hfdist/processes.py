@@ -61,7 +61,7 @@ def joined() -> Iterator[None]:
         if store := _store():
             wait_for_all()
             _done.set()
-            with _within(silence + WAY_OUT, 1, "a process does not leave: it hangs"):
+            with within(silence + WAY_OUT, 1, "a process does not leave: it hangs"):
                 _say(store, 0, "")
                 if watch:
                     watch.join()  # in C++ it would abort the interpreter at its end
@@ -148,7 +148,7 @@ def _join(place: Place) -> threading.Thread:
     # Its handler would keep SIGTERM from ending the process.
     jax.config.update("jax_enable_preemption_service", False)
     # At its own deadlines JAX aborts without an exception: ours are earlier.
-    with _within(place.start_seconds, 2, late):
+    with within(place.start_seconds, 2, late):
         jax.distributed.initialize(
             reach,
             place.processes,
@@ -183,7 +183,7 @@ def _watch(place: Place) -> None:
     for beat in itertools.count():
         news = None
         # What asks a store that does not answer waits without an end.
-        with _within(silence, 1, gone) if place.process else contextlib.nullcontext():
+        with within(silence, 1, gone) if place.process else contextlib.nullcontext():
             try:
                 key = f"hfdist/alive/{place.process}"
                 store.key_value_set(key, f"{host} {beat}", allow_overwrite=True)
@@ -232,7 +232,7 @@ def _fail(store: Any, error: BaseException, silence: float) -> NoReturn:
     ):
         # A collective fails when a peer dies, whom the watch will name; it exits then.
         time.sleep(silence + 2 * BEAT)
-    with _within(WAY_OUT, code, message):
+    with within(WAY_OUT, code, message):
         if code == 1:
             traceback.print_exception(error)
         _say(store, code, f"process {global_state.process_id}: {message}")
@@ -252,8 +252,8 @@ def _let_others_read() -> None:
 
 
 @contextlib.contextmanager
-def _within(seconds: float, code: int, message: str) -> Iterator[None]:
-    """End this process if the block takes longer."""
+def within(seconds: float, code: int, message: str) -> Iterator[None]:
+    """End this process with a message if the block takes longer."""
     alarm = threading.Timer(seconds, leave, (code, message))
     alarm.daemon = True
     alarm.start()

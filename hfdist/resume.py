@@ -40,12 +40,9 @@ def restore_newest(
     items, record = found
     position = Position(**record)
     if is_first():
-        for step, why in unsound.items():
-            print(
-                f"hfdist: checkpoint {step} is unsound: {why} (now "
-                f"{checkpoints.set_aside(step)}): using step {position.step} instead",
-                file=sys.stderr,
-            )
+        for step in unsound:
+            unsound[step] += f" (now {checkpoints.set_aside(step)})"
+    _complain(unsound, position.step)
     wait_for_all()
     return position, (items["params"], items["optimizer"])
 
@@ -66,13 +63,16 @@ def restore_params(
     if found is None:
         raise UsageError(_nothing_left(checkpoints, unsound))
     items, record = found
-    for unsound_step, why in unsound.items() if is_first() else []:
+    _complain(unsound, record["step"])
+    return record["step"], items["params"]
+
+
+def _complain(unsound: dict[int, str], used: int) -> None:
+    for step, why in unsound.items() if is_first() else []:
         print(
-            f"hfdist: checkpoint {unsound_step} is unsound: {why}: using step "
-            f"{record['step']} instead",
+            f"hfdist: checkpoint {step} is unsound: {why}: using step {used} instead",
             file=sys.stderr,
         )
-    return record["step"], items["params"]
 
 
 def saved_in(run_dir: Path) -> Checkpoints:

@@ -65,8 +65,9 @@ def open_run(config: Config, name: str) -> Iterator[Run]:
     with ExitStack() as stack:
         answer = "", "", False
         if is_first():
-            folder = config.run_dir or _new_folder(name)
+            folder = config.run_dir or Path("runs")
             try:
+                folder = config.run_dir or _new_folder(folder, name)
                 answer = str(folder), *_open(replace(config, run_dir=folder), stack)
             except OSError as error:
                 raise _not_writable(folder, error) from None
@@ -74,19 +75,17 @@ def open_run(config: Config, name: str) -> Iterator[Run]:
         yield Run(Path(folder), identity, saved)
 
 
-def _new_folder(name: str) -> Path:
+def _new_folder(parent: Path, name: str) -> Path:
     """A folder that no other run has, though it started in the same second."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for count in itertools.count(1):
-        folder = Path("runs", stem if count == 1 else f"{stem}-{count}")
+        folder = parent / (stem if count == 1 else f"{stem}-{count}")
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError as error:
-            if not folder.parent.is_dir():
-                raise _not_writable(folder, error) from None
-        except OSError as error:
-            raise _not_writable(folder, error) from None
+        except FileExistsError:
+            if not parent.is_dir():
+                raise
     raise AssertionError("unreachable")
 
 
@@ -96,14 +95,14 @@ def _open(config: Config, stack: ExitStack) -> tuple[str, bool]:
     run_dir, file = config.run_dir, config.run_dir / NAME
     run_dir.mkdir(parents=True, exist_ok=True)
     if set(run_dir.iterdir()) - {run_dir / LOCK, *leftovers(file)}:
-        _read_record(run_dir)  # or it is not a run's, and gets no lock
+        read_record(run_dir)  # or it is not a run's, and gets no lock
     stack.enter_context(locked(run_dir))
     for left in leftovers(file):  # by a kill while it was written
         left.unlink()
     old = {}
     if file.exists():
-        old = _read_record(run_dir)
-        _check_same(read_config(run_dir), config)
+        old = read_record(run_dir)
+        _check_same(_config_of(run_dir, old), config)
     identity, saved = old.get("run") or uuid.uuid4().hex, bool(old.get("saved"))
     _write_record(run_dir, {**_record(config), "run": identity, "saved": saved})
     return identity, saved
@@ -111,7 +110,7 @@ def _open(config: Config, stack: ExitStack) -> tuple[str, bool]:
 
 def note_saved(run_dir: Path) -> None:
     """Note that a checkpoint is whole: from now on the run has something to lose."""
-    record = _read_record(run_dir)
+    record = read_record(run_dir)
     if not record.get("saved"):
         _write_record(run_dir, record | {"saved": True})
 
@@ -151,22 +150,29 @@ def agree(config: Config) -> None:
 
 def read_config(run_dir: Path) -> Config:
     """The config that a run directory was made with."""
+    return _config_of(run_dir, read_record(run_dir))
+
+
+def _config_of(run_dir: Path, record: dict[str, Any]) -> Config:
     try:
-        return from_json(_read_record(run_dir).get("config"))
+        return from_json(record.get("config"))
     except UsageError as error:
         raise UsageError(f"{run_dir}: {error}") from None
 
 
 def run_identity(run_dir: Path) -> str:
     """What tells this run's checkpoints from another's."""
-    return str(_read_record(run_dir).get("run"))
+    return str(read_record(run_dir).get("run"))
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """What config.json holds. Raises UsageError if there is none, or it is damaged."""
     try:
         record = json.loads(read_text(run_dir / NAME))
         if not isinstance(record, dict):
             raise ValueError(f"it holds a {type(record).__name__}, not an object")
+        if not isinstance(record.get("run", ""), str):
+            raise ValueError("its run is no text")
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(

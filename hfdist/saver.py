@@ -22,7 +22,7 @@ class Saver:
     """Saves checkpoints into a folder, and thins them out.
 
     The newest `keep` stay, and the steps divisible by `keep_every`; `run` says whose
-    they are, and `note` is called when a checkpoint is known to be whole. Raises
+    they are, and `note` is called once a checkpoint is known to be whole. Raises
     UsageError, here as in a save, if the folder cannot be written.
     """
 
@@ -83,6 +83,7 @@ class Saver:
     def _note_whole(self) -> None:
         if self._note and steps(self.folder):
             self._note()
+            self._note = None  # once is enough
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfdist.config import Config, to_json
 from hfdist.errors import UsageError
+from hfdist.files import read_text, replace_text
 from hfdist.metrics import Line, MetricsFile, read
 
 
@@ -61,7 +62,7 @@ class WandB:
                 project=os.environ.get("WANDB_PROJECT", "hfdist"),
                 dir=run_dir,
                 name=run_dir.name,
-                id=known.read_text() if known.exists() else None,
+                id=read_text(known) if known.exists() else None,
                 resume="allow",
                 config=to_json(config),
                 allow_val_change=True,  # by a continuation: how long to train, …
@@ -71,7 +72,7 @@ class WandB:
                 f"--wandb cannot start ({error}): run `wandb login` once, or set "
                 f"WANDB_MODE=offline"
             ) from None
-        known.write_text(self._run.id)
+        replace_text(known, self._run.id)
         self._sent = {(line["split"], line["step"]) for line in sent}
 
     def append(self, lines: Sequence[Line]) -> None:

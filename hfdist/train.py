@@ -25,11 +25,11 @@ from hfdist.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
 from hfdist.evaluate import evaluator
-from hfdist.interrupt import interruptible, leave_within
+from hfdist.interrupt import interruptible
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.processes import any_says, from_first, is_first
+from hfdist.processes import any_says, from_first, is_first, within
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder, Result
 from hfdist.resume import restore_newest, restore_params
@@ -57,7 +57,9 @@ def train(config: Config, name: str = "run") -> Result:
             try:
                 return _train(config, name, mesh, asked, stack)
             except BaseException as error:
-                with leave_within(WAY_OUT, error):
+                code = 2 if isinstance(error, UsageError) else 1
+                late = f"{error} (what was open could not be closed in {WAY_OUT:g} s)"
+                with within(WAY_OUT, code, late):
                     stack.close()
                 raise
 
@@ -68,6 +70,7 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     _check_sizes(config, train_set, test_set, mesh)
     rows = local_rows(config.batch_size, mesh)
     source = GlobalBatches(train_set, config.batch_size, config.seed, rows)
+    last = last_step(config, source.per_epoch)
     problem, params = config.build_problem(train_set.inputs.shape[1])
     optimizer = config.method.build(problem, mesh)
     first = _first_params(config, params)
@@ -88,7 +91,6 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
         config.keep_every,
         note=partial(note_saved, run.folder) if is_first() else None,
     )
-    last = last_step(config, source.per_epoch)
     spans = Spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
     recorder = Recorder(config, start, last, source.per_epoch)
     stack.callback(recorder.close)
@@ -203,7 +205,6 @@ def _check_sizes(config: Config, train_set, test_set, mesh: Mesh | None) -> None
             f"{features[1]}: they do not belong together"
         )
     batch_size, examples = config.batch_size, len(train_set.labels)
-    last_step(config, -(-examples // batch_size))
     if batch_size > examples:
         raise UsageError(
             f"batch_size is {batch_size} but the data has only {examples} examples: "

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "hfdist"
 # Each part may import those before it. Parts in one row do not import each other.
 ROWS = [
     ["errors"],
-    ["batches", "checks", "files", "output", "place", "pytree", "spans"],
+    ["batches", "checks", "files", "memory", "output", "place", "pytree", "spans"],
     ["parallel", "problem", "processes", "damping"],
     ["losses", "curvature", "first_product", "solvers", "data", "models"],
     ["coordinates"],
@@ -27,15 +27,15 @@ ROWS = [
 RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 # Narrower than the rows: what these may know at all.
 ONLY = {
-    "solvers": {"checks", "errors", "pytree"},
+    "solvers": {"checks", "errors", "memory", "pytree"},
     "damping": set(),
     "metrics": {"errors", "files"},
     "checkpoint": {"errors", "pytree"},
     "progress": set(),
-    "interrupt": {"errors", "processes"},
+    "interrupt": {"processes"},
     "run_lock": {"errors", "files", "processes"},
     "resume": {"checkpoint", "errors", "processes", "pytree", "run_directory"},
-    "sinks": {"config", "errors", "metrics"},
+    "sinks": {"config", "errors", "files", "metrics"},
     "parallel": {"batches", "errors"},
     "place": {"errors"},
     "processes": {"errors", "place"},

@@ -1,6 +1,5 @@
 """Nobody listening, a terminal that closes, a disk that is full: real processes."""
 
-import json
 import os
 import random
 import re
@@ -13,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import idx_files
-from together import ROOT, clean_environment
+from together import (
+    ROOT,
+    clean_environment,
+    run_together,
+    small_disk,
+    start,
+    train_losses,
+    wait_for,
+)
 
 SGD, HF = "configs/paper/sgd.py", "configs/paper/hf_gauss_newton.py"
 ENV = clean_environment()
@@ -29,12 +36,6 @@ def data(tmp_path_factory):
 @pytest.fixture
 def settings(data):
     return f"--data.dir {data} --data.classes 3 --batch-size 16".split()
-
-
-def losses(run_dir):
-    text = (run_dir / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [x["loss"] for x in lines if x["split"] == "train"]
 
 
 LOST = {
@@ -54,27 +55,12 @@ def test_training_does_not_need_an_audience(settings, tmp_path, lost):
     shell = f"({train}; echo $? > {tmp_path}/code) {LOST[lost]}"
     subprocess.run(["bash", "-c", shell], cwd=ROOT, env=ENV, capture_output=True)
     assert (tmp_path / "code").read_text() == "0\n"
-    assert len(losses(run_dir)) == 375
-
-
-def start(arguments, command=COMMAND):
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    assert len(train_losses(run_dir)) == 375
 
 
 def wait_for_lines(run_dir):
-    deadline = time.monotonic() + 60
     path = run_dir / "metrics.jsonl"
-    while not path.exists() or not path.read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: path.exists() and path.read_bytes())
 
 
 def long_run(settings, run_dir):
@@ -82,7 +68,7 @@ def long_run(settings, run_dir):
 
 
 def test_a_terminal_that_closes_saves(settings, tmp_path):
-    process = start(long_run(settings, tmp_path / "run"))
+    process = start(*COMMAND, *long_run(settings, tmp_path / "run"))
     wait_for_lines(tmp_path / "run")
     process.send_signal(signal.SIGHUP)
     output = process.communicate(timeout=30)[0]
@@ -92,7 +78,7 @@ def test_a_terminal_that_closes_saves(settings, tmp_path):
 
 @pytest.mark.slow
 def test_under_nohup_it_goes_on(settings, tmp_path):
-    process = start(long_run(settings, tmp_path / "run"), ["nohup", *COMMAND])
+    process = start("nohup", *COMMAND, *long_run(settings, tmp_path / "run"))
     wait_for_lines(tmp_path / "run")
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -105,7 +91,7 @@ def test_under_nohup_it_goes_on(settings, tmp_path):
 
 @pytest.mark.slow
 def test_metrics_deleted_during_a_run(settings, tmp_path):
-    process = start(long_run(settings, tmp_path / "run"))
+    process = start(*COMMAND, *long_run(settings, tmp_path / "run"))
     wait_for_lines(tmp_path / "run")
     (tmp_path / "run/metrics.jsonl").unlink()
     output = process.communicate(timeout=30)[0]
@@ -119,7 +105,7 @@ def test_a_checkpoint_that_cannot_be_made_ends_the_run_at_once(
 ):
     run_dir = tmp_path / "run"
     run = [*long_run(settings, run_dir), "--checkpoint-minutes", "0.05"]
-    process = start(run, {1: COMMAND, 2: LOCAL}[processes])
+    process = start(*{1: COMMAND, 2: LOCAL}[processes], *run)
     wait_for_lines(run_dir)
     (run_dir / "checkpoints").rename(run_dir / "elsewhere")
     (run_dir / "checkpoints").write_text("")
@@ -130,13 +116,6 @@ def test_a_checkpoint_that_cannot_be_made_ends_the_run_at_once(
     assert "Event loop" not in output
 
 
-def mounted(folder, kilobytes):
-    folder.mkdir()
-    size = f"size={kilobytes}k"
-    mount = ["mount", "-t", "tmpfs", "-o", size, "none", str(folder)]
-    return subprocess.run(mount, capture_output=True).returncode == 0
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may mount a small disk")
 @pytest.mark.parametrize(
     "seed", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in range(20))]
@@ -145,13 +124,11 @@ def test_two_processes_leave_a_full_disk(settings, tmp_path, seed):
     rng = random.Random(seed)
     kilobytes = rng.randint(200, 3000)
     disk = tmp_path / "disk"
-    if not mounted(disk, kilobytes):
-        pytest.skip("no small disk can be mounted here")
-    try:
+    with small_disk(disk, kilobytes):
         run = ["train", rng.choice([SGD, HF]), *settings, "--epochs", "100000"]
         run += ["--checkpoint-steps", rng.choice([30, 125, 335]), "--keep", 9]
         run += ["--model.hidden", rng.choice([10, 300, 3000])]
-        process = start([*run, "--run-dir", disk / "run"], LOCAL)
+        process = start(*LOCAL, *run, "--run-dir", disk / "run")
         began = time.monotonic()
         while process.poll() is None and not full(disk):
             assert time.monotonic() < began + 240
@@ -160,14 +137,9 @@ def test_two_processes_leave_a_full_disk(settings, tmp_path, seed):
         assert process.returncode == 2, (kilobytes, output)
         assert re.search("hfdist: .* make room", output), output
         assert "Traceback" not in output
-        shown = subprocess.run(
-            [*COMMAND, "checkpoints", disk / "run"],
-            **{"cwd": ROOT, "env": ENV, "capture_output": True, "text": True},
-        ).stdout
+        ((_, shown),) = run_together([{}], "checkpoints", disk / "run")
         assert "unsound" not in shown
         print(kilobytes, shown.count(" sound "), output.splitlines()[-2:])
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def full(disk: Path) -> bool:

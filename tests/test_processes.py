@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 import idx_files
-from together import ROOT, children_of, clean_environment, free_port, train_losses
+import together
+from together import (
+    ROOT,
+    children_of,
+    clean_environment,
+    free_port,
+    train_losses,
+    wait_for,
+)
 
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
 ENV = clean_environment()
@@ -23,20 +31,12 @@ TRAIN = ("-m", "hfdist")
 
 def start(process, arguments, port, processes=2, program=TRAIN, **env):
     """One process of a run, as a launcher would start it."""
-    return subprocess.Popen(
-        [sys.executable, *program, *map(str, arguments)],
-        cwd=ROOT,
-        env={
-            **ENV,
-            "HFDIST_COORDINATOR": f"localhost:{port}",
-            "HFDIST_NUM_PROCESSES": str(processes),
-            "HFDIST_PROCESS_ID": str(process),
-            **env,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    place = {
+        "HFDIST_COORDINATOR": f"localhost:{port}",
+        "HFDIST_NUM_PROCESSES": str(processes),
+        "HFDIST_PROCESS_ID": str(process),
+    }
+    return together.start(sys.executable, *program, *arguments, **place | env)
 
 
 # Sums over the devices of all processes, without end.
@@ -57,13 +57,6 @@ def start_sums(tmp_path, **env):
     pair = [start(i, [file], port, program=("-c", SUMS), **env) for i in (0, 1)]
     wait_for(file.exists)
     return pair
-
-
-def wait_for(reached):
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
 
 
 def ends(processes, within):
@@ -353,7 +346,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(long_run, tmp_path):
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
 )
 def test_the_launcher_is_alone_and_passes_signals_on(long_run, tmp_path, number):
-    launcher = start_local(long_run)
+    launcher = together.start(*local_command(long_run))
     wait_for_lines(tmp_path / "run", 10)
     children = children_of(launcher)
     env = Path(f"/proc/{children[0]}/environ").read_text()
@@ -366,17 +359,6 @@ def test_the_launcher_is_alone_and_passes_signals_on(long_run, tmp_path, number)
     codes, _ = ends([launcher], within=20)
     assert codes == [75]  # saved
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-
-
-def start_local(arguments):
-    return subprocess.Popen(
-        local_command(arguments),
-        cwd=ROOT,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def compare(tmp_path, config, settings, tolerance, layouts):

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import idx_files
+import together
 from hfdist import UsageError
 from hfdist.checkpoint import Checkpoints
 from hfdist.resume import restore_newest
 from hfdist.saver import Saver
-from together import ROOT, children_of, clean_environment, train_losses
+from together import children_of, run_together, small_disk, train_losses, wait_for
 
-ENV = clean_environment()
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
 LM = "--method.damping-rule levenberg_marquardt --method.warm-start 0.9"
 COMMANDS = {1: ["-m", "hfdist"], 2: ["launch/local.py", "--processes", "2", "--"]}
@@ -43,15 +43,7 @@ def settings(data):
 
 
 def start(arguments, processes=1):
-    return subprocess.Popen(
-        [sys.executable, *COMMANDS[processes], "train", *map(str, arguments)],
-        cwd=ROOT,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return together.start(sys.executable, *COMMANDS[processes], "train", *arguments)
 
 
 def finish(arguments, processes=1):
@@ -62,11 +54,8 @@ def finish(arguments, processes=1):
 
 
 def wait_for_step(run_dir, step):
-    deadline = time.monotonic() + 60
     path = run_dir / "metrics.jsonl"
-    while not path.exists() or f'"step": {step},' not in path.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text())
 
 
 def story(run_dir):
@@ -154,17 +143,10 @@ def test_fifty_kills(settings, tmp_path, method, processes):
 def test_a_worker_killed_three_times_is_started_again(settings, tmp_path):
     arguments = [HF, *settings, *LM.split()]
     run_dir = tmp_path / "run"
-    launcher = subprocess.Popen(
-        [
-            *(sys.executable, "launch/local.py", "--processes", "2"),
-            *("--max-restarts", "3", "--", "train"),
-            *map(str, [*arguments, "--run-dir", run_dir]),
-        ],
-        cwd=ROOT,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    launcher = together.start(
+        *(sys.executable, "launch/local.py", "--processes", "2"),
+        *("--max-restarts", "3", "--", "train"),
+        *(*arguments, "--run-dir", run_dir),
     )
     for step in (30, 120, 250):
         wait_for_step(run_dir, step)
@@ -253,28 +235,16 @@ def test_a_hundred_kinds_of_damage(tmp_path, capsys):
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may mount a small disk")
 def test_a_full_disk_is_reported_and_harms_no_checkpoint(settings, tmp_path):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    try:
+    with small_disk(disk, 2048):
         # 64 KB of lines, and 0.6 MB for each checkpoint.
         run = [SGD, *settings, "--model.hidden", "7000", "--keep", "9"]
         code, output = finish([*run, "--run-dir", disk / "run"])
         assert code == 2, output
         assert "earlier ones are whole; make room" in output.splitlines()[-1]
-        shown = subprocess.run(
-            [sys.executable, "-m", "hfdist", "checkpoints", disk / "run"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=ENV,
-        ).stdout
+        ((_, shown),) = run_together([{}], "checkpoints", disk / "run")
         assert " sound " in shown
         subprocess.run(["mount", "-o", "remount,size=90m", disk], check=True)
         assert finish([*run, "--run-dir", disk / "run"])[0] == 0
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 NAN = """

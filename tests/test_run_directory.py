@@ -312,12 +312,16 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_a_lock_is_of_one_process_and_ends_with_it(holder, tmp_path):
+def check_held(run_dir, holder):
     with (
         pytest.raises(UsageError, match=rf"in use by process {holder.pid} on "),
-        run_lock.locked(tmp_path),
+        run_lock.locked(run_dir),
     ):
         pass
+
+
+def test_a_lock_is_of_one_process_and_ends_with_it(holder, tmp_path):
+    check_held(tmp_path, holder)
     holder.kill()
     holder.wait()
     with run_lock.locked(tmp_path):
@@ -328,11 +332,7 @@ def test_a_heartbeat_decides_between_machines(holder, tmp_path, monkeypatch):
     """As on a file system without locks, seen from a machine with another name."""
     monkeypatch.setattr(run_lock.fcntl, "flock", no_locks)
     monkeypatch.setattr(run_lock, "_machine", lambda: "another")
-    with (
-        pytest.raises(UsageError, match=rf"in use by process {holder.pid} on "),
-        run_lock.locked(tmp_path),
-    ):
-        pass
+    check_held(tmp_path, holder)
     holder.kill()
     holder.wait()
     monkeypatch.setattr(run_lock, "SILENT", 3.0)

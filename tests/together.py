@@ -1,11 +1,15 @@
 """Real processes that meet by what their environments say."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 NOT_A_USERS = ("JAX_ENABLE_X64", "XLA_FLAGS")  # settings of conftest.py
@@ -25,18 +29,45 @@ def free_port():
         return server.getsockname()[1]
 
 
+def start(*command, **env):
+    """A process of ours, in a session of its own, whose output is one text."""
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=clean_environment() | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(reached, seconds=60):
+    """Go on when something has come about, within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def small_disk(folder, kilobytes):
+    """A disk of so many kilobytes in a folder."""
+    folder.mkdir()
+    size = f"size={kilobytes}k"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 def run_together(environments, *arguments):
     """(exit code, output) of hfdist in a process for each environment."""
-    command = [sys.executable, "-m", "hfdist", *map(str, arguments)]
     processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=clean_environment() | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start(sys.executable, "-m", "hfdist", *arguments, **environment)
         for environment in environments
     ]
     try:

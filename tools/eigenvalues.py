@@ -15,7 +15,7 @@ import numpy as np
 from curvature_matrix import Matrix
 from hfdist.curvature import Curvature
 from hfdist.errors import UsageError
-from hfdist.solvers.dense import device_memory
+from hfdist.memory import device_memory
 from lanczos import largest_pairs, quadrature
 
 # Up to this M all eigenvalues of a matrix take under half a minute on two cores.

@@ -11,9 +11,8 @@ import numpy as np
 from hfdist import metrics
 from hfdist.config import Config
 from hfdist.errors import UsageError
-from hfdist.files import read_text
 from hfdist.pytree import parameter_count
-from hfdist.run_directory import read_config
+from hfdist.run_directory import read_config, read_record
 
 # Forward passes that a product with the matrix takes; see hfdist/curvature.py.
 PRODUCT = {"gauss_newton": 4, "hessian": 6, "finite_difference": 3}
@@ -110,7 +109,7 @@ def _check(train: Columns, test: Columns) -> None:
 
 def provenance(folder: Path) -> dict[str, Any]:
     """Where a run was made: device, versions and git_commit of its config.json."""
-    record = json.loads(read_text(folder / "config.json"))
+    record = read_record(folder)
     try:
         device, versions = record["device"], record["versions"]
         return {

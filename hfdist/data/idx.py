@@ -8,7 +8,6 @@ are big-endian (LeCun, Cortes & Burges, the MNIST database).
 import gzip
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import numpy as np
 
 from hfdist.checks import Settings, Whole
 from hfdist.errors import UsageError
+from hfdist.memory import host_memory
 
 Split = Literal["train", "test"]
 Part = Literal["images", "labels"]
@@ -34,7 +34,6 @@ WORDS: dict[Part, str] = {
     "images": "unsigned bytes in 3 dimensions",
     "labels": "integers of 1, 2 or 4 bytes in 1 dimension",
 }
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 MNIST = Path(__file__).parent / "mnist"
 # SHA-256 of the shipped files after decompression, the well-known values.
@@ -184,10 +183,10 @@ def _header(
 
 def _data(path: Path, file: BufferedIOBase, shape: list[int], size: int) -> bytes:
     """The rest of a file, of which no more is read than it should hold."""
-    if size > MEMORY:
+    if size > (memory := host_memory()):
         raise UsageError(
             f"{path} should hold {size / 1e9:,.1f} GB ({_times(shape)}, says its "
-            f"header), and this machine has {MEMORY / 1e9:,.1f} GB of memory: fetch it "
+            f"header), and this machine has {memory / 1e9:,.1f} GB of memory: fetch it "
             f"again if it is damaged, or use fewer or smaller examples"
         )
     raw = file.read(size + 1)  # a byte more: past the end the checksum is compared

@@ -1,6 +1,5 @@
 """The exact path: write the matrix down, then factorise it."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from jax.scipy.linalg import cho_solve, solve
 
 from hfdist.checks import Count, Settings
 from hfdist.errors import UsageError
+from hfdist.memory import device_memory
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.solvers.solution import Solution
 
@@ -81,11 +81,3 @@ def materialise(
 
     # Stacked columns are rows: the transpose, which is A itself.
     return jax.lax.map(column, jnp.arange(flat_N.size), batch_size=block)
-
-
-def device_memory() -> int:
-    """Bytes of memory of the first device; for a CPU, of the machine."""
-    statistics = jax.local_devices()[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import together
 from together import ROOT, children_of, clean_environment
 
 LAUNCHER = ROOT / "launch" / "local.py"
+wait_for = partial(together.wait_for, seconds=20)
 
 
 def start(folder, program, *options, stdout=subprocess.PIPE, before=":"):
@@ -28,13 +31,6 @@ def start(folder, program, *options, stdout=subprocess.PIPE, before=":"):
         stdout=stdout,
         stderr=subprocess.PIPE,
     )
-
-
-def wait_for(reached):
-    deadline = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
 
 
 # More lines than a pipe holds, and a file at the end; process 1 fails then.
