@@ -26,10 +26,10 @@ lint: setup
 	$(BIN)/basedpyright --level error
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The lock files hold every dependency with its hashes; `uv` comes from the index too.
 lock:

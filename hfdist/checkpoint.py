@@ -6,8 +6,8 @@ Orbax writes it in the background, under another name until it is whole. It neit
 notices damage, nor tells it from a disk that is out of reach, nor from the checkpoint
 of something else: `Checkpoints.restore` does.
 
-In a run of many processes all of them save together, in one shared folder, and each
-reads by itself: a reader that fails leaves nobody waiting.
+In a run of many processes the first one saves, as all have the same state, and each
+reads by itself, in one shared folder: a process that fails leaves none waiting.
 """
 
 import contextlib
@@ -60,18 +60,22 @@ def handlers() -> dict[str, Any]:
     }
 
 
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Of all processes this one only: Orbax is to wait for no other."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}"
+    )
+
+
 class Checkpoints:
     """The checkpoints of a run in its folder, to read."""
 
     def __init__(self, folder: Path, run: str):
         self.folder, self._run = folder, run
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
-        )
         self._reader = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(**handlers()),
-            multiprocessing_options=alone,
+            multiprocessing_options=alone(),
         )
 
     def steps(self) -> list[int]:
@@ -219,13 +223,17 @@ def _fault(error: BaseException | None) -> str | None:
     return None
 
 
+def on_host(leaf: Any) -> np.ndarray:
+    """A replicated array, of which any device's copy is the whole, as NumPy's."""
+    whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    return np.asarray(whole)
+
+
 def checksums(**items: Any) -> dict[str, str]:
     """Type, shape and CRC-32 of every array, by its path."""
     seals = {}
     for name, leaf in _named(items):
-        # Replicated: any device's copy is the whole.
-        whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-        array = np.asarray(whole)
+        array = on_host(leaf)
         seals[name] = (
             f"{array.dtype}{list(array.shape)} {zlib.crc32(array.tobytes()):08x}"
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from hfdist.checkpoint import Checkpoints, Unreadable, Unsound
 from hfdist.errors import UsageError
-from hfdist.processes import from_all, is_first, this_process, wait_for_all
+from hfdist.processes import from_all, from_first, is_first, this_process, wait_for_all
 from hfdist.pytree import PyTree
 from hfdist.run_directory import run_identity
 
@@ -123,7 +123,7 @@ def _newest_sound(
     All processes take the same: the first one's word counts.
     """
     unsound = {}
-    for step in reversed(steps):
+    for step in reversed(from_first(steps)):
         found, damage, verdict = _attempt(checkpoints, step, **like)
         if verdict is None and damage:
             raise UsageError(

@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from hfdist.checkpoint import (
     FORMAT,
+    alone,
     checksums,
     first_line,
     handlers,
+    on_host,
     record_checksum,
     steps,
 )
@@ -36,9 +39,13 @@ class Saver:
     ):
         self.folder, self._run, self._note = folder, run, note
         with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)  # alone, Orbax makes none
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
                 options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    # Its barriers wait for a process whose write has failed.
+                    multiprocessing_options=alone(),
                     max_to_keep=keep,
                     keep_period=keep_every,
                     cleanup_tmp_directories=True,  # left by saves that were killed
@@ -57,6 +64,11 @@ class Saver:
         Waits for the save before, which is whole when this returns. Raises UsageError
         if either cannot be written; the older checkpoints stay whole.
         """
+        # Of JAX's arrays Orbax wants a part from each process. On a CPU NumPy's share
+        # their memory, which the next step writes over: hence the copies.
+        params, optimizer = jax.tree.map(
+            lambda leaf: on_host(leaf).copy(), (params, optimizer)
+        )
         sealed = {
             "format": FORMAT,
             "run": self._run,

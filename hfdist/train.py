@@ -29,7 +29,7 @@ from hfdist.interrupt import interruptible
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.processes import any_says, from_first, is_first, within
+from hfdist.processes import any_says, from_first, is_first, wait_for_all, within
 from hfdist.pytree import PyTree
 from hfdist.recorder import Recorder, Result
 from hfdist.resume import restore_newest, restore_params
@@ -84,13 +84,12 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     config = replace(config, run_dir=run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints", run.identity)
     start, carry = restore_newest(checkpoints, carry, run.saved)
-    saver = Saver(
-        checkpoints.folder,
-        run.identity,
-        config.keep,
-        config.keep_every,
-        note=partial(note_saved, run.folder) if is_first() else None,
-    )
+    saver = None
+    if is_first():
+        note = partial(note_saved, run.folder)
+        saver = Saver(
+            checkpoints.folder, run.identity, config.keep, config.keep_every, note
+        )
     spans = Spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
     recorder = Recorder(config, start, last, source.per_epoch)
     stack.callback(recorder.close)
@@ -105,15 +104,16 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     carry = _run(scans, carry, recorder, measure, saver, config, asked)
     result = recorder.result
     result.test = result.test or measure(carry[0])
-    saver.close()
+    if saver:
+        saver.close()
+    wait_for_all()  # the last checkpoint is whole for every process
     return result
 
 
 def _first_params(config: Config, params: PyTree) -> PyTree:
     """Those of another run, where the config names one and there is none of this."""
-    if config.init_from is None or (
-        config.run_dir and steps(config.run_dir / "checkpoints")
-    ):
+    continues = config.run_dir and steps(config.run_dir / "checkpoints")
+    if config.init_from is None or from_first(bool(continues)):
         return params
     return restore_params(config.init_from, params)[1]
 
@@ -176,7 +176,8 @@ def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
         if result.diverged:
             break
         if stop or due or step == recorder.last:
-            saver.save(step, *carry, recorder.position()._asdict())
+            if saver:
+                saver.save(step, *carry, recorder.position()._asdict())
             saved, saved_at = step, time.monotonic()
         if stop:
             result.stopped = step < recorder.last

@@ -66,7 +66,6 @@ def last_epoch_loss(run_dir):
     return sum(losses) / len(losses)
 
 
-@pytest.mark.xdist_group("baseline")
 def test_the_main_job_reproduces_the_paper(baseline):
     done, run_dir = baseline
     assert done.returncode == 0, done.stderr
@@ -79,7 +78,6 @@ def test_the_main_job_reproduces_the_paper(baseline):
     assert f"{tests[-1]['accuracy']:.4f}" in done.stdout
 
 
-@pytest.mark.xdist_group("baseline")
 def test_every_step_has_its_line(baseline):
     _, run_dir = baseline
     steps = lines(run_dir)
@@ -92,7 +90,6 @@ def test_every_step_has_its_line(baseline):
     assert 5 < sum(x["cg_steps"] for x in steps) / len(steps) < 7
 
 
-@pytest.mark.xdist_group("baseline")
 def test_evaluate_repeats_the_runs_last_evaluation(baseline):
     _, run_dir = baseline
     done = hfdist("evaluate", run_dir)
@@ -102,7 +99,6 @@ def test_evaluate_repeats_the_runs_last_evaluation(baseline):
     assert f"{last['loss']:.4f}" in done.stdout
 
 
-@pytest.mark.xdist_group("baseline")
 def test_config_json_has_everything_resolved(baseline):
     record = json.loads((baseline[1] / "config.json").read_text())
     assert record["config"]["method"]["cg"]["max_steps"] == 10

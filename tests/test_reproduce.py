@@ -31,9 +31,6 @@ from hfdist.models.mlp import MLP
 from together import ROOT, clean_environment
 from unreduced import unreduced
 
-# One worker, which makes the module's run once.
-pytestmark = pytest.mark.xdist_group("reproduce")
-
 METHODS = ["sgd", "newton", "damped_newton", "hf_newton", "hf_gauss_newton"]
 VOID = {"meta", "img", "br", "hr", "link"}
 

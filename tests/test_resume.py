@@ -168,10 +168,13 @@ def shifted(step):
     return tuple({k: v + step for k, v in tree.items()} for tree in LIKE)
 
 
+NEVER_READ = ("commit_success.txt", "_CHECKPOINT_METADATA")
+
+
 def damage(folder, rng):
     """One random accident to a checkpoint; what happened."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
-    file = rng.choice(files)
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in NEVER_READ]
+    file = rng.choice(sorted(files, key=lambda p: p.stat().st_size))  # names vary
     raw = bytearray(file.read_bytes())
     match rng.choice(["zeros", "noise", "cut", "remove", "empty"]):
         case "zeros":

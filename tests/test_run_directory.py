@@ -21,7 +21,6 @@ from hfdist.files import replace_text
 from hfdist.saver import Saver
 from together import ROOT, clean_environment
 
-pytestmark = pytest.mark.xdist_group("run_directory")  # one finished run
 SGD = str(ROOT / "configs/paper/sgd.py")
 ENV = clean_environment()
 

@@ -32,7 +32,6 @@ SOON = 20  # seconds within which a fault must end a job
 MISSING = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(
         bool(MISSING),
         reason=f"{', '.join(MISSING)} missing: apt-get install slurm-wlm munge",
