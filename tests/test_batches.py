@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import hfdist
 from cases import Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
+from quick import mostly_slow
 
 EXAMPLES, FEATURES, OUTPUTS = 8, 12, 3
 MESH = hfdist.make_mesh(4)
@@ -27,7 +28,9 @@ METHODS = {
     "sgd": SGD(),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-each_mesh = pytest.mark.parametrize("mesh", [None, MESH], ids=["one", "four"])
+each_mesh = pytest.mark.parametrize(
+    "mesh", mostly_slow([None, MESH], [MESH]), ids=["one", "four"]
+)
 
 
 class Pair(NamedTuple):

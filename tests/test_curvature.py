@@ -10,6 +10,7 @@ import hfdist
 from cases import CASES, ONE_DEVICE, Case, relative_error
 from hfdist.curvature import mean_loss_and_rounding, quadratic, value_and_gradient
 from hfdist.solvers.dense import materialise
+from quick import mostly_slow
 
 # The kinds of curvature, each with its dense truth and its relative accuracy.
 TRUTHS = {
@@ -25,7 +26,9 @@ def model_of(case, kind):
     return quadratic(case.problem, case.params, case.batch, kind, ONE_DEVICE)
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case", mostly_slow(CASES, [c for c in CASES if c.weighted]), ids=str
+)
 @each_kind
 def test_quadratic_model(case, kind):
     @jax.jit

@@ -11,6 +11,7 @@ import hfdist
 from cases import LM, Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
 from hfdist.pytree import widen
+from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8)
 BATCH = {**CASE.batch, "inputs": CASE.batch["inputs"].astype(jnp.float32)}
@@ -70,11 +71,8 @@ def truth(name, mix):
 QUICK = {"bfloat16 kernels", "float32 kernels"}
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize(
-    "mix",
-    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MIXES],
-)
+@pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
+@pytest.mark.parametrize("mix", mostly_slow(MIXES, QUICK))
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_in_mixed_dtypes_are_those_of_float64(name, mix, devices):
     step, info = run(METHODS[name], params_of(mix), BATCH, devices)
@@ -95,8 +93,7 @@ def test_bfloat16_outputs_are_summed_in_float32(devices):
 
 
 @pytest.mark.parametrize(
-    "accumulator",
-    [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)],
+    "accumulator", mostly_slow([jnp.float32, jnp.float64], [jnp.float32])
 )
 def test_products_with_an_accumulator_of_their_own(accumulator):
     def predict(params, batch):

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import LM, Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
+from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
 TREE = {
@@ -56,7 +57,7 @@ METHODS = {
 
 
 @each_l2
-@each_mesh
+@pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_are_those_of_the_penalised_matrix(name, devices, l2):
     curvature, method = METHODS[name]

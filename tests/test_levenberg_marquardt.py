@@ -9,6 +9,7 @@ import pytest
 import hfdist
 from cases import LM
 from hfdist import CG, HessianFree, Newton, Refusal
+from quick import mostly_slow
 
 
 def run(optimizer, carry, batch, steps):
@@ -83,7 +84,7 @@ SCALES = {
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+    mostly_slow(METHODS, QUICK),
 )
 def test_linear_regression_learns_new_targets_within_ten_steps(name, dtype, scale):
     method = METHODS[name]

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import relative_error
 from hfdist import CG, HessianFree, Newton, Problem, losses
+from quick import mostly_slow
 
 EXAMPLES, DEVICES = 8, 4
 DTYPES = (jnp.float64, jnp.float32)
@@ -452,14 +453,19 @@ def test_a_step_is_the_dense_solve(name, dtype):
     )
 
 
-@each_model
+@pytest.mark.parametrize(
+    "name", mostly_slow(MODELS, ["dropout_by_example", "physics_informed", "recurrent"])
+)
 def test_a_step_with_the_hessian_is_the_dense_solve(name):
     step, state = update(HESSIAN, model_of(name))
     assert state.info.accepted
     assert relative_error(step, dense(name).step("hessian", 50.0)) < STEP[jnp.float64]
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in MIXING])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow([m for m in MODELS if m not in MIXING], ["convolution", "transformer"]),
+)
 def test_a_step_on_four_devices_is_that_on_one(name):
     on_one, _ = update(THREE_CG_STEPS, model_of(name))
     on_four, _ = update(THREE_CG_STEPS, model_of(name), mesh=hfdist.make_mesh(DEVICES))
@@ -480,7 +486,9 @@ def test_a_device_mixes_its_own_examples_alone(name, method):
     assert relative_error(step, dense(name).step("gauss_newton", 1.0)) > OTHERWISE
 
 
-@each_model
+@pytest.mark.parametrize(
+    "name", mostly_slow(MODELS, ["batch_norm_training", "transformer"])
+)
 def test_bfloat16_params_in_a_scan(name):
     model, truth = model_of(name), dense(name, jnp.bfloat16)
     optimizer = TRUNCATED.build(model.problem, replicated=model.replicated)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import idx_files
+from quick import mostly_slow
 from together import (
     ROOT,
     clean_environment,
@@ -45,9 +46,7 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize(
-    "lost", ["full", *(pytest.param(x, marks=pytest.mark.slow) for x in LOST)]
-)
+@pytest.mark.parametrize("lost", mostly_slow(LOST, ["full"]))
 def test_training_does_not_need_an_audience(settings, tmp_path, lost):
     run_dir = tmp_path / "run"
     train = [*COMMAND, "train", SGD, *settings, "--epochs", "3", "--run-dir", run_dir]
@@ -99,7 +98,7 @@ def test_metrics_deleted_during_a_run(settings, tmp_path):
     assert "metrics.jsonl cannot be written" in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", mostly_slow([1, 2], [1]))
 def test_a_checkpoint_that_cannot_be_made_ends_the_run_at_once(
     settings, tmp_path, processes
 ):
@@ -117,9 +116,7 @@ def test_a_checkpoint_that_cannot_be_made_ends_the_run_at_once(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may mount a small disk")
-@pytest.mark.parametrize(
-    "seed", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in range(20))]
-)
+@pytest.mark.parametrize("seed", mostly_slow(range(20), [3]))
 def test_two_processes_leave_a_full_disk(settings, tmp_path, seed):
     rng = random.Random(seed)
     kilobytes = rng.randint(200, 3000)

@@ -12,6 +12,7 @@ import hfdist
 from cases import METHODS, Case, loop, relative_error
 from comms import collectives_of
 from hfdist import CG, HessianFree, parallel
+from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
 MESH = hfdist.make_mesh(4)
@@ -24,7 +25,7 @@ def shortened(method):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", mostly_slow([False, True], [True]))
 def test_many_devices_take_the_steps_of_one(name, weighted):
     case = Case("softmax_cross_entropy", examples=8, weighted=weighted)
     method = shortened(METHODS[name])

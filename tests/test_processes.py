@@ -15,6 +15,7 @@ import pytest
 
 import idx_files
 import together
+from quick import mostly_slow
 from together import (
     ROOT,
     children_of,
@@ -279,13 +280,15 @@ config = Config(method=SGD(), data=Faulty(dir=Path("DATA"), classes=3), batch_si
 """
 
 
-@pytest.mark.parametrize("where", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("where", mostly_slow([0, 1], [1]))
 def test_an_exception_in_one_process_ends_all(data, tmp_path, where):
     text = FAULTY.replace("DATA", str(data)).replace("WHERE", str(where))
     (tmp_path / "config.py").write_text(text)
     arguments = ["train", tmp_path / "config.py", "--run-dir", tmp_path / "run"]
     port = free_port()
-    codes, outputs = ends([start(i, arguments, port) for i in (0, 1)], within=40)
+    soon = {"HFDIST_SILENCE_SECONDS": "4"}
+    pair = [start(i, arguments, port, **soon) for i in (0, 1)]
+    codes, outputs = ends(pair, within=40)
     assert codes == [1, 1]
     assert "Traceback" in outputs[where]
     assert "on fire" in outputs[where]

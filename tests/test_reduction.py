@@ -20,6 +20,7 @@ from hfdist.first_product import first_product, shorten
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
+from quick import mostly_slow
 
 INPUTS, EXAMPLES, OUTPUTS = 14, 8, 3
 TIGHT = CG(max_steps=300, rtol=1e-12)
@@ -87,15 +88,8 @@ def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
 QUICK = {("newton_lm", 1), ("hf", 2), ("newton", 4), ("hf_lm", 4), ("hf_hessian", 4)}
 
 
-def each(values, quick):
-    """Parameters, all but the quick ones marked slow."""
-    return [
-        v if v in quick else pytest.param(*v, marks=pytest.mark.slow) for v in values
-    ]
-
-
 @pytest.mark.parametrize(
-    ("name", "devices"), each(itertools.product(METHODS, [1, 2, 4]), QUICK)
+    ("name", "devices"), mostly_slow(itertools.product(METHODS, [1, 2, 4]), QUICK)
 )
 def test_reduced_steps_are_the_unreduced_ones(name, devices):
     problem, params = problem_of((6,))
@@ -112,7 +106,7 @@ DEPTHS = {
 
 @pytest.mark.parametrize(
     ("name", "loss", "widths"),
-    each(
+    mostly_slow(
         itertools.product(["newton", "hf"], LOSSES, [(), (5,), (6, 4, 5)]),
         DEPTHS,
     ),
@@ -225,14 +219,16 @@ def test_float32_stays_float32_and_agrees():
     problem, params = problem_of((6,))
     params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     batch = batch_of(dtype=jnp.float32)
+
+    def step(optimizer):
+        update = jax.jit(lambda s: optimizer.update(None, s, params, batch=batch)[0])
+        return update(optimizer.init(params))
+
     for name in ("newton", "hf"):
         with jax.numpy_dtype_promotion("strict"):
             optimizer = METHODS[name].build(problem)
-            updates, _ = optimizer.update(
-                None, optimizer.init(params), params, batch=batch
-            )
-        plain = unreduced(METHODS[name]).build(problem)
-        expected, _ = plain.update(None, plain.init(params), params, batch=batch)
+            updates = step(optimizer)
+        expected = step(unreduced(METHODS[name]).build(problem))
         assert {a.dtype for a in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
         assert relative_error(updates, expected) < 1e-4
 

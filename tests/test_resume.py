@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def settings(data):
     return (
-        f"--data.dir {data} --data.classes 3 --batch-size 16 --epochs 3 "
+        f"--data.dir {data} --data.classes 3 --batch-size 16 --epochs 2 "
         f"--steps-per-dispatch 7 --checkpoint-steps 20 --checkpoint-minutes 1e9 "
         "--max-rejected 9999"
     ).split()

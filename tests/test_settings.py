@@ -19,6 +19,7 @@ from hfdist.data.idx import IDX
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
 from hfdist.solvers.dense import Dense
+from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
 METHODS = {
@@ -251,7 +252,7 @@ def step_of(method, devices=1, params=CASE.params):
 
 
 @each_method
-@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", mostly_slow([1, 4], [1]))
 def test_schedules_are_followed_update_by_update(method, devices):
     damping, rate = optax.linear_schedule(4, 1, 3), optax.linear_schedule(1, 0.1, 3)
     scheduled = replace(method, damping=damping, learning_rate=rate)
@@ -280,7 +281,7 @@ def test_a_schedule_comes_back_to_itself_after_a_solve_that_failed(method):
 
 
 @each_method
-@each_mesh
+@pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
 @pytest.mark.parametrize("rule", ["constant", LM])
 def test_vmap_over_damping(method, devices, rule):
     dampings = np.array([2.0, 8.0])
