@@ -1,6 +1,7 @@
 """Hessian-free and Gauss-Newton training in JAX, on one device or many."""
 
 from hfdist import losses
+from hfdist.cluster.processes import joined
 from hfdist.curvature import Quadratic, quadratic
 from hfdist.damping import Refusal
 from hfdist.errors import UsageError
@@ -10,7 +11,6 @@ from hfdist.methods.newton import Newton
 from hfdist.methods.sgd import SGD
 from hfdist.parallel import make_mesh
 from hfdist.problem import KernelFirst, Problem
-from hfdist.processes import joined
 from hfdist.solvers.cg import CG
 from hfdist.solvers.dense import Dense
 from hfdist.solvers.solution import Solution

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hfdist.errors import UsageError
-from hfdist.output import tolerate_lost_output
+from hfdist.runs.output import tolerate_lost_output
 
 if TYPE_CHECKING:
-    from hfdist.recorder import Result
+    from hfdist.runs.recorder import Result
 
 DONE, USAGE, DIVERGED, STOPPED, INTERRUPTED = 0, 2, 3, 75, 130
 
@@ -73,12 +73,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from hfdist.config import load
+    from hfdist.runs.config import load
 
     config = load(arguments.config, arguments.overrides)
 
-    from hfdist.processes import is_first, joined
-    from hfdist.train import train
+    from hfdist.cluster.processes import is_first, joined
+    from hfdist.runs.train import train
 
     with joined():
         result = train(config, arguments.config.stem)
@@ -90,7 +90,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _report(result: "Result", max_rejected: int) -> None:
-    from hfdist.progress import print_table
+    from hfdist.runs.progress import print_table
 
     assert result.test is not None
     print_table(
@@ -124,8 +124,8 @@ def _say(message: object) -> None:
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
-    from hfdist.progress import print_table
-    from hfdist.resume import survey
+    from hfdist.runs.progress import print_table
+    from hfdist.runs.resume import survey
 
     rows = survey(arguments.run_dir)
     print_table([row.values() for row in rows], header=rows[0] if rows else ["none"])
@@ -133,9 +133,9 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from hfdist.config import load
-    from hfdist.evaluate import evaluate
-    from hfdist.progress import print_table
+    from hfdist.runs.config import load
+    from hfdist.runs.evaluate import evaluate
+    from hfdist.runs.progress import print_table
 
     if arguments.config:
         load(arguments.config)  # for its classes: a run directory imports none

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import idx_files
 from fuzz_values import EXPRESSIONS, RAISING, TEXTS, mutated, number_near, odd_json
-from hfdist.config import load, to_json
+from hfdist.runs.config import load, to_json
 from together import ROOT
 
 PAPER = ("sgd", "newton", "damped_newton", "hf_newton", "hf_gauss_newton")
@@ -108,7 +108,7 @@ from pathlib import Path
 import numpy as np
 import jax.numpy as jnp
 from hfdist import *
-from hfdist.config import Config
+from hfdist.runs.config import Config
 from hfdist.data.idx import IDX
 from hfdist.models.mlp import MLP
 from hfdist.checks import Count, NonNegative

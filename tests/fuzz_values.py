@@ -22,7 +22,14 @@ TEXTS = [
     *("1,2", "'", '"', "%s", "{0}", "$HOME", "$\\frac$", "[/b]", "[bold]", ":smile:"),
     *("..", ".", "~", "/dev/null", "/dev/null/x", "/dev/full", "/proc/self/x", "_x"),
     *("x" * 5000, "9" * 5000, "\udcff", "١", "½", "²", "1 2", "2 3", "relu", "tanh"),
-    *("gauss_newton", "os:system", "hfdist.config:Config", "\u202e", "a/b/c", "//"),
+    *(
+        "gauss_newton",
+        "os:system",
+        "hfdist.runs.config:Config",
+        "\u202e",
+        "a/b/c",
+        "//",
+    ),
 ]
 INTEGERS = [0, 1, 2, 3, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63, 10**30]
 REALS = [0.0, 1e-45, 1e-38, 0.5, 1.0, 1e38, 1e39, 1e308, math.nan, math.inf, 1e-320]
@@ -121,7 +128,14 @@ def mutated(rng: random.Random, tree):
         tree[key] = mutated(rng, tree[key])
     elif change == "class" and isinstance(tree, dict) and "class" in tree:
         tree["class"] = rng.choice(
-            ["", ":", "os:system", "hfdist.config:Config", "hfdist.models.mlp:MLP", 3]
+            [
+                "",
+                ":",
+                "os:system",
+                "hfdist.runs.config:Config",
+                "hfdist.models.mlp:MLP",
+                3,
+            ]
         )
     else:
         value = tree.pop(key)

@@ -17,8 +17,8 @@ import hfdist
 import plot
 import spectrum
 from hfdist.__main__ import main
-from hfdist.config import from_json, to_json
 from hfdist.errors import UsageError
+from hfdist.runs.config import from_json, to_json
 
 
 def read_tree() -> int:

@@ -223,7 +223,7 @@ CONFIGS = {
     "other.py": "config = 3",
     "range.py": "import hfdist\nconfig = hfdist.SGD(learning_rate=0)",
     "newton.py": (
-        "import hfdist\nfrom hfdist.config import Config\n"
+        "import hfdist\nfrom hfdist.runs.config import Config\n"
         "from hfdist.models.mlp import MLP\n"
         "config = Config(method=hfdist.Newton(), model=MLP(hidden=(1000, 500)))"
     ),

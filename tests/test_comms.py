@@ -14,9 +14,9 @@ import pytest
 
 import hfdist
 from cases import METHODS
-from hfdist.config import Config
 from hfdist.data.idx import IDX, Examples
 from hfdist.models.mlp import MLP
+from hfdist.runs.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from hfdist import CG, SGD, HessianFree, Newton, methods
-from hfdist.config import Config, from_json, load, to_json
 from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
+from hfdist.runs.config import Config, from_json, load, to_json
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper"
 NAN = float("nan")
@@ -103,11 +103,11 @@ def without(name):
 OURS = "class .* is neither hfdist's nor imported by this command's config: if it is"
 GARBLED = [
     *(
-        (top, "its config is no hfdist.config:Config")
+        (top, "its config is no hfdist.runs.config:Config")
         for top in (None, 3, "x", [], NAN)
     ),
-    (tree_of(SGD()), "its config is no hfdist.config:Config"),
-    ([tree_of()], "its config is no hfdist.config:Config"),
+    (tree_of(SGD()), "its config is no hfdist.runs.config:Config"),
+    ([tree_of()], "its config is no hfdist.runs.config:Config"),
     ({}, "has no class"),
     (without("class"), "has no class"),
     *((tree_of(**{x: {}}), "has no class") for x in ("epochs", "model__hidden")),
@@ -154,10 +154,18 @@ def test_a_tree_that_is_none_of_ours_is_refused(tree, message):
 
 FOREIGN = [
     *("subprocess:run", "os:system", "builtins:eval", "builtins:exec"),
-    *("hfdist.config:importlib", "hfdist.config:runpy.run_path", "hfdist.config:load"),
-    *("hfdist.config:Config.__init__", "hfdist.methods.sgd:SGD.build"),
+    *(
+        "hfdist.runs.config:importlib",
+        "hfdist.runs.config:runpy.run_path",
+        "hfdist.runs.config:load",
+    ),
+    *("hfdist.runs.config:Config.__init__", "hfdist.methods.sgd:SGD.build"),
     *("hfdist.methods..foreign:Mine", "hfdist.methods.sgd;foreign:Mine"),
-    *("hfdist.methods/../../foreign:Mine", "hfdist.train:train", "tests.foreign:Mine"),
+    *(
+        "hfdist.methods/../../foreign:Mine",
+        "hfdist.runs.train:train",
+        "tests.foreign:Mine",
+    ),
     *("foreign:Mine", "foreign.:Mine", "hfdist.foreign:Mine", "hfdist.methods:foreign"),
     *("hfdist.__main__:command", "hfdist_methods.foreign:Mine", "pathlib:Path"),
 ]
@@ -188,7 +196,7 @@ def test_nobody_elses_code_runs(name, tmp_path, monkeypatch):
 MINE = """
 from dataclasses import dataclass
 import hfdist
-from hfdist.config import Config
+from hfdist.runs.config import Config
 from hfdist.checks import Count
 @dataclass(frozen=True, kw_only=True)
 class Mine(hfdist.SGD):

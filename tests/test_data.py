@@ -11,14 +11,14 @@ import pytest
 
 import hfdist
 import idx_files
-from hfdist.config import Config
 from hfdist.data import idx
 from hfdist.data.idx import IDX, Examples
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
-from hfdist.evaluate import evaluate
 from hfdist.models.mlp import MLP
-from hfdist.train import train
+from hfdist.runs.config import Config
+from hfdist.runs.evaluate import evaluate
+from hfdist.runs.train import train
 
 
 def test_the_shipped_mnist_is_whole():

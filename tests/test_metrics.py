@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hfdist import SGD, metrics
-from hfdist.config import Config
-from hfdist.sinks import open_sinks
+from hfdist import SGD
+from hfdist.runs import metrics
+from hfdist.runs.config import Config
+from hfdist.runs.sinks import open_sinks
 
 CONFIG = Config(method=SGD())
 

@@ -6,8 +6,8 @@ import socket
 import pytest
 
 import idx_files
+from hfdist.cluster.place import Place, find_bind_address, find_place
 from hfdist.errors import UsageError
-from hfdist.place import Place, find_bind_address, find_place
 from together import free_port, run_together
 
 EXPLICIT = {

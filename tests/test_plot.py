@@ -17,11 +17,11 @@ import hfdist
 import idx_files
 import plot
 import runs
-from hfdist import metrics
-from hfdist.config import Config, to_json
 from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
+from hfdist.runs import metrics
+from hfdist.runs.config import Config, to_json
 
 HF = hfdist.HessianFree()
 
@@ -209,7 +209,7 @@ DAMAGES = [
     (shutil.rmtree, "is not a run directory"),
     (written("{", "config.json"), "is not a run directory"),
     (written("[]", "config.json"), "is not a run directory"),
-    (written("{}", "config.json"), "its config is no hfdist.config:Config"),
+    (written("{}", "config.json"), "its config is no hfdist.runs.config:Config"),
     (other("config.json", Path.mkdir), "is not a run directory"),
     (method_changed, "--config CONFIG.py"),
     (lambda run: (run / "metrics.jsonl").unlink(), "holds no step yet: let the run"),
@@ -262,7 +262,7 @@ import hfdist
 @dataclass(frozen=True, kw_only=True)
 class OwnToPlot(hfdist.SGD):
     pass
-config = hfdist.config.Config(method=OwnToPlot())
+config = hfdist.runs.config.Config(method=OwnToPlot())
 """
 
 

@@ -169,9 +169,9 @@ def test_a_pause_shorter_than_the_silence_ends_nothing(tmp_path, who):
 
 
 FAILS = """
-import sys, time, hfdist.processes
+import sys, time, hfdist.cluster.processes
 from pathlib import Path
-hfdist.processes.WAY_OUT = 2
+hfdist.cluster.processes.WAY_OUT = 2
 with hfdist.joined():
     Path(sys.argv[1]).write_text("here")
     while not Path(sys.argv[2]).exists():
@@ -197,15 +197,15 @@ def test_a_process_fails_in_time_though_nobody_answers(tmp_path):
 
 
 LEAVES = """
-import os, hfdist.processes
-hfdist.processes.WAY_OUT = 1
+import os, hfdist.cluster.processes
+hfdist.cluster.processes.WAY_OUT = 1
 os.set_blocking(2, False)
 try:
     while os.write(2, b"x" * 4096):
         pass
 except BlockingIOError:
     os.set_blocking(2, True)
-hfdist.processes.leave(3, "nobody reads this")
+hfdist.cluster.processes.leave(3, "nobody reads this")
 """
 
 
@@ -217,7 +217,7 @@ def test_a_process_leaves_though_nobody_reads_what_it_says():
 
 ALL = """
 import hfdist, os
-from hfdist.processes import from_all
+from hfdist.cluster.processes import from_all
 with hfdist.joined():
     me = int(os.environ["HFDIST_PROCESS_ID"])
     print(from_all({"me": me}), from_all(me * me))
@@ -258,7 +258,7 @@ import os
 from pathlib import Path
 import numpy as np
 from hfdist import SGD
-from hfdist.config import Config
+from hfdist.runs.config import Config
 from hfdist.data.idx import IDX, Examples
 
 class Reads:

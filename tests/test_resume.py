@@ -18,9 +18,9 @@ import pytest
 import idx_files
 import together
 from hfdist import UsageError
-from hfdist.checkpoint import Checkpoints
-from hfdist.resume import restore_newest
-from hfdist.saver import Saver
+from hfdist.runs.checkpoint import Checkpoints
+from hfdist.runs.resume import restore_newest
+from hfdist.runs.saver import Saver
 from together import children_of, run_together, small_disk, train_losses, wait_for
 
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
@@ -253,7 +253,7 @@ def test_a_full_disk_is_reported_and_harms_no_checkpoint(settings, tmp_path):
 NAN = """
 import numpy as np
 from hfdist import HessianFree
-from hfdist.config import Config
+from hfdist.runs.config import Config
 from hfdist.data.idx import IDX, Examples
 
 class Spoiled(IDX):
@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_stays(tmp_path, monkeypat
     """It is no damage: an older hfdist can continue it."""
     folder = tmp_path / "checkpoints"
     state = {"params": {"w": jnp.ones(3)}, "optimizer": {"count": jnp.int32(4)}}
-    monkeypatch.setattr("hfdist.saver.FORMAT", 99)
+    monkeypatch.setattr("hfdist.runs.saver.FORMAT", 99)
     with closing(Saver(folder, "a run")) as saver:
         saver.save(5, record={"step": 5}, **state)
     monkeypatch.undo()

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import pytest
 
 import idx_files
-from hfdist import UsageError, metrics, resume, run_lock
+from hfdist import UsageError
 from hfdist.__main__ import main
-from hfdist.checkpoint import Checkpoints
-from hfdist.files import replace_text
-from hfdist.saver import Saver
+from hfdist.runs import metrics, resume, run_lock
+from hfdist.runs.checkpoint import Checkpoints
+from hfdist.runs.files import replace_text
+from hfdist.runs.saver import Saver
 from together import ROOT, clean_environment
 
 SGD = str(ROOT / "configs/paper/sgd.py")
@@ -246,8 +247,8 @@ PROBE = """
 import sys
 from pathlib import Path
 import jax.numpy as jnp
-from hfdist import resume
-from hfdist.checkpoint import Checkpoints
+from hfdist.runs import resume
+from hfdist.runs.checkpoint import Checkpoints
 resume.PATIENCE = (0.0,)
 state = {"w": jnp.arange(3000.0)}, {"count": jnp.int32(4)}
 try:
@@ -289,7 +290,7 @@ def test_another_structure_is_no_damage(saved):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hfdist.run_lock import locked
+from hfdist.runs.run_lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)
@@ -402,7 +403,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 CROPPED = """
 from dataclasses import dataclass
 from hfdist import SGD
-from hfdist.config import Config
+from hfdist.runs.config import Config
 from hfdist.data.idx import IDX
 
 @dataclass(frozen=True, kw_only=True)

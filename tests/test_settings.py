@@ -14,10 +14,10 @@ import hfdist
 from cases import LM, Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
 from hfdist.checks import Positive
-from hfdist.config import Config
 from hfdist.data.idx import IDX
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
+from hfdist.runs.config import Config
 from hfdist.solvers.dense import Dense
 from quick import mostly_slow
 

@@ -131,7 +131,7 @@ def probe(folder, before_config=""):
     file.write_text(
         "import json, os, pathlib\n"
         "from hfdist import SGD\n"
-        "from hfdist.config import Config\n"
+        "from hfdist.runs.config import Config\n"
         "process = os.environ.get('SLURM_PROCID', '')\n"
         f"file = pathlib.Path({str(folder)!r}, f'env{{process}}.json')\n"
         "file.write_text(json.dumps(dict(os.environ)))\n"

@@ -20,11 +20,11 @@ import hfdist
 import lanczos
 import spectrum
 from curvature_matrix import Matrix, matrix_at, placed_batches
-from hfdist.config import Config
 from hfdist.data.idx import IDX, Examples
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
-from hfdist.train import train
+from hfdist.runs.config import Config
+from hfdist.runs.train import train
 from idx_files import make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -301,7 +301,7 @@ def rewritten(old, new):
 DAMAGES = [
     (lambda run: (run / "config.json").unlink(), "is not a run directory"),
     (rewritten("{", "["), "is not a run directory"),
-    (rewritten('"config"', '"x"'), "its config is no hfdist.config:Config"),
+    (rewritten('"config"', '"x"'), "its config is no hfdist.runs.config:Config"),
     (rewritten("hfdist.methods", "mine"), "--config CONFIG.py"),
     (rewritten(f'"classes": {CLASSES}', '"classes": 2'), "give --data.classes 3"),
     (lambda run: shutil.rmtree(run / "checkpoints"), "has no folder of checkpoints"),

@@ -26,8 +26,6 @@ from optax import tree
 
 import hfdist
 from exact import exact
-from hfdist import metrics
-from hfdist.config import Config
 from hfdist.curvature import quadratic, value_and_gradient
 from hfdist.data.idx import IDX
 from hfdist.data.pipeline import GlobalBatches, decode
@@ -35,7 +33,9 @@ from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.pytree import parameter_count
-from hfdist.train import train
+from hfdist.runs import metrics
+from hfdist.runs.config import Config
+from hfdist.runs.train import train
 from measurement import Measurement, report, seconds_each
 from saving import checkpoint
 from scaling import scaling

@@ -49,11 +49,11 @@ from rich.table import Table
 
 from compiled import Collective, collectives_of, one_update, timer
 from hfdist import Method, Newton
-from hfdist.config import Config, load
 from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
+from hfdist.runs.config import Config, load
 from hfdist.solvers.cg import CG
 
 NOT_PREDICTED = {

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from hfdist.config import Config
 from hfdist.data.idx import Examples
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.pytree import parameter_count
+from hfdist.runs.config import Config
 
 # The text form of XLA's HLO, as far as collectives need it.
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE)

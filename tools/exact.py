@@ -12,12 +12,12 @@ import jax
 from optax import tree
 
 import hfdist
-from hfdist.config import Config
 from hfdist.data.idx import IDX
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.models.mlp import MLP
-from hfdist.resume import restore_params
-from hfdist.train import train
+from hfdist.runs.config import Config
+from hfdist.runs.resume import restore_params
+from hfdist.runs.train import train
 from measurement import Measurement, seconds_each
 
 NEWTON = hfdist.Newton(damping=32.0, learning_rate=0.5)

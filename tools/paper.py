@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hfdist.evaluate import evaluate
+from hfdist.runs.evaluate import evaluate
 from runs import Run
 
 

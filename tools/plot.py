@@ -19,9 +19,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 import figures
-from hfdist.config import load
 from hfdist.errors import UsageError
-from hfdist.progress import print_table
+from hfdist.runs.config import load
+from hfdist.runs.progress import print_table
 from runs import CONFIG_HELP, Run, gradient_equivalents, read, to_json
 
 AXES = {

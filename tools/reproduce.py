@@ -24,11 +24,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hfdist import metrics
-from hfdist.config import Config, load
 from hfdist.errors import UsageError
-from hfdist.run_directory import read_config
-from hfdist.train import train
+from hfdist.runs import metrics
+from hfdist.runs.config import Config, load
+from hfdist.runs.run_directory import read_config
+from hfdist.runs.train import train
 from paper import PAPER, compare, figures_of, orderings
 from paper_figures import draw
 from paper_tables import tables

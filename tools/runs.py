@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hfdist import metrics
-from hfdist.config import Config
 from hfdist.errors import UsageError
 from hfdist.pytree import parameter_count
-from hfdist.run_directory import read_config, read_record
+from hfdist.runs import metrics
+from hfdist.runs.config import Config
+from hfdist.runs.run_directory import read_config, read_record
 
 # Forward passes that a product with the matrix takes; see hfdist/curvature.py.
 PRODUCT = {"gauss_newton": 4, "hessian": 6, "finite_difference": 3}

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import hfdist
-from hfdist.config import Config
 from hfdist.models.mlp import MLP
-from hfdist.resume import restore_newest, saved_in
-from hfdist.train import train
+from hfdist.runs.config import Config
+from hfdist.runs.resume import restore_newest, saved_in
+from hfdist.runs.train import train
 from measurement import Measurement
 
 ROUNDS = 3

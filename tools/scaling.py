@@ -24,6 +24,7 @@ from optax import tree
 
 import hfdist
 from comms import Collective, Cost, Link, step_seconds
+from hfdist.cluster.processes import joined
 from hfdist.curvature import quadratic
 from hfdist.data.idx import IDX
 from hfdist.data.pipeline import GlobalBatches, decode
@@ -36,7 +37,6 @@ from hfdist.parallel import (
     place_chunk,
     replicate,
 )
-from hfdist.processes import joined
 from hfdist.pytree import parameter_count
 from measurement import Measurement, seconds_each
 

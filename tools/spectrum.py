@@ -35,14 +35,14 @@ from rich.table import Table
 import eigenvalues
 from curvature_matrix import Matrix, matrix_at, placed_batches
 from eigenvalues import Found, Spectrum
-from hfdist.config import Config, load
 from hfdist.curvature import Curvature
 from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import PyTree, parameter_count
-from hfdist.resume import restore_params, saved_in
-from hfdist.run_directory import read_config
+from hfdist.runs.config import Config, load
+from hfdist.runs.resume import restore_params, saved_in
+from hfdist.runs.run_directory import read_config
 from runs import CONFIG_HELP, to_json
 from spectrum_figures import draw
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from hfdist.config import Config
 from hfdist.methods.second_order import SecondOrder
+from hfdist.runs.config import Config
 
 METHODS = ("newton", "damped_newton")
 

@@ -9,7 +9,7 @@ the last epoch 0.298 to 0.308, test accuracy 0.915 to 0.918. Paper: 34,933 s on 
 """
 
 from hfdist import Newton
-from hfdist.config import Config
+from hfdist.runs.config import Config
 
 config = Config(
     method=Newton(damping=32.0, learning_rate=0.5),

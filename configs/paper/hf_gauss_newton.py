@@ -8,7 +8,7 @@ epoch 0.235 to 0.251, test accuracy 0.926 to 0.928. Paper: 246 s on a V100, 0.20
 """
 
 from hfdist import HessianFree
-from hfdist.config import Config
+from hfdist.runs.config import Config
 
 config = Config(
     method=HessianFree(curvature="gauss_newton", damping=4.0, learning_rate=0.5)

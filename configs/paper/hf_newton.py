@@ -8,7 +8,7 @@ epoch 0.298 to 0.308, test accuracy 0.915 to 0.918. Paper: 244 s on a V100, 0.26
 """
 
 from hfdist import HessianFree
-from hfdist.config import Config
+from hfdist.runs.config import Config
 
 config = Config(
     method=HessianFree(curvature="hessian", damping=32.0, learning_rate=0.5)

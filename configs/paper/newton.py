@@ -10,7 +10,7 @@ V100, training loss 2.305, which is ln 10, the uniform prediction.
 """
 
 from hfdist import Newton
-from hfdist.config import Config
+from hfdist.runs.config import Config
 
 config = Config(
     method=Newton(damping=0.0, learning_rate=0.5),

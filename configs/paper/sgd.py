@@ -8,6 +8,6 @@ epoch 0.237 to 0.253, test accuracy 0.926 to 0.932. Paper: 222 s on a V100, 0.21
 """
 
 from hfdist import SGD
-from hfdist.config import Config
+from hfdist.runs.config import Config
 
 config = Config(method=SGD(learning_rate=0.1))

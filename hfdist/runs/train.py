@@ -20,22 +20,22 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from hfdist.checkpoint import Checkpoints, steps
-from hfdist.config import Config
+from hfdist.runs.checkpoint import Checkpoints, steps
+from hfdist.runs.config import Config
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
-from hfdist.evaluate import evaluator
-from hfdist.interrupt import interruptible
+from hfdist.runs.evaluate import evaluator
+from hfdist.runs.interrupt import interruptible
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.processes import any_says, from_first, is_first, wait_for_all, within
+from hfdist.cluster.processes import any_says, from_first, is_first, wait_for_all, within
 from hfdist.pytree import PyTree
-from hfdist.recorder import Recorder, Result
-from hfdist.resume import restore_newest, restore_params
-from hfdist.run_directory import agree, note_saved, open_run
-from hfdist.saver import Saver
-from hfdist.spans import Spans
+from hfdist.runs.recorder import Recorder, Result
+from hfdist.runs.resume import restore_newest, restore_params
+from hfdist.runs.run_directory import agree, note_saved, open_run
+from hfdist.runs.saver import Saver
+from hfdist.runs.spans import Spans
 
 Carry = tuple[PyTree, State]
 MOST_STEPS = 2**31 - 1  # a method's own count of its updates is an int32

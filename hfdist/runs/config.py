@@ -174,7 +174,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         found = "nothing" if config is None else f"a {type(config).__name__}"
         raise UsageError(
             f"config {path} defines {found} as `config`: add a line "
-            f"`config = hfdist.config.Config(method=...)`"
+            f"`config = hfdist.runs.config.Config(method=...)`"
         )
     return tyro.cli(
         Config,
@@ -197,7 +197,7 @@ def _raised_in(path: Path, error: BaseException) -> UsageError:
         return UsageError(f"{where.removesuffix(',')}: {error}")
     return UsageError(
         f"{where} cannot be run as Python ({type(error).__name__}: {error}): it must "
-        f"be a file that defines `config = hfdist.config.Config(...)`"
+        f"be a file that defines `config = hfdist.runs.config.Config(...)`"
     )
 
 

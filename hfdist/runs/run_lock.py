@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hfdist.errors import UsageError
-from hfdist.files import open_regular
-from hfdist.processes import leave
+from hfdist.runs.files import open_regular
+from hfdist.cluster.processes import leave
 
 NAME = "lock"
 BEAT, SILENT = 2.0, 10.0  # seconds between beats; without one until given up

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hfdist.config import Config
+from hfdist.runs.config import Config
 from hfdist.data.idx import Examples, Split
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.parallel import local_rows, place_chunk
 from hfdist.problem import Problem, weighted_sums
 from hfdist.pytree import PyTree
-from hfdist.run_directory import read_config
+from hfdist.runs.run_directory import read_config
 
 
 class Evaluation(NamedTuple):
@@ -57,7 +57,7 @@ def evaluate(
     run_dir: Path, step: int | None = None, split: Split = "test"
 ) -> tuple[int, Evaluation]:
     """Evaluate a run's checkpoint, by default the newest: (its step, the means)."""
-    from hfdist.resume import restore_params  # Orbax takes a while to import
+    from hfdist.runs.resume import restore_params  # Orbax takes a while to import
 
     config = read_config(run_dir)
     examples = config.data.load(split)

@@ -24,8 +24,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src.distributed import global_state  # the store has no public name
 
-from hfdist.errors import UsageError
-from hfdist.place import (
+from hfdist.cluster.place import (
     SILENCE,
     Place,
     await_coordinator,
@@ -33,6 +32,7 @@ from hfdist.place import (
     find_place,
     relay,
 )
+from hfdist.errors import UsageError
 
 BEAT = 2.0  # seconds between signs of life, if they are not given up sooner
 READ = 2.0  # seconds in which the others hear what process 0 has last said

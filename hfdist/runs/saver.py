@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from hfdist.checkpoint import (
+from hfdist.runs.checkpoint import (
     FORMAT,
     alone,
     checksums,

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hfdist.processes import leave
+from hfdist.cluster.processes import leave
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfdist.config import Config, to_json
+from hfdist.runs.config import Config, to_json
 from hfdist.errors import UsageError
-from hfdist.files import read_text, replace_text
-from hfdist.metrics import Line, MetricsFile, read
+from hfdist.runs.files import read_text, replace_text
+from hfdist.runs.metrics import Line, MetricsFile, read
 
 
 def open_sinks(config: Config, run_dir: Path, step: int, position: int) -> list[Any]:

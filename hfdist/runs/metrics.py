@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfdist.errors import UsageError
-from hfdist.files import open_regular, read_bytes
+from hfdist.runs.files import open_regular, read_bytes
 
 Line = dict[str, Any]
 NAME = "metrics.jsonl"

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hfdist import metrics
-from hfdist.config import Config
-from hfdist.evaluate import Evaluation
+from hfdist.runs import metrics
+from hfdist.runs.config import Config
+from hfdist.runs.evaluate import Evaluation
 from hfdist.methods.method import Info
-from hfdist.metrics import Line
-from hfdist.processes import is_first
-from hfdist.progress import Display
-from hfdist.resume import Position
-from hfdist.sinks import open_sinks
+from hfdist.runs.metrics import Line
+from hfdist.cluster.processes import is_first
+from hfdist.runs.progress import Display
+from hfdist.runs.resume import Position
+from hfdist.runs.sinks import open_sinks
 
 
 @dataclass

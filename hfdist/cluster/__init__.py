@@ -1,0 +1,1 @@
+"""Meeting the other processes of a run."""

@@ -1,0 +1,1 @@
+"""A run: its config, loop, folder and checkpoints."""
