@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import LM, Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
+from quick import mostly_slow
 
 SMALL = Case("softmax_cross_entropy", examples=8, weighted=True)
 BIG = Case("softmax_cross_entropy", examples=40)
@@ -25,7 +26,7 @@ METHODS = {
     ),
 }
 each_method = pytest.mark.parametrize("name", METHODS)
-each_mesh = pytest.mark.parametrize("devices", [1, 4])
+each_mesh = pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
 
 
 def update(method, gradient=None, devices=1, batch=BIG.batch, small=SMALL.batch):

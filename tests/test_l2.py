@@ -20,7 +20,7 @@ TREE = {
 }
 W_N = np.asarray(ravel_pytree(CASE.params)[0])
 each_l2 = pytest.mark.parametrize("l2", [0.3, TREE], ids=["number", "tree"])
-each_mesh = pytest.mark.parametrize("devices", [1, 4])
+each_mesh = pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
 
 
 def mu_of(l2):
@@ -57,7 +57,7 @@ METHODS = {
 
 
 @each_l2
-@pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
+@each_mesh
 @pytest.mark.parametrize("name", METHODS)
 def test_steps_are_those_of_the_penalised_matrix(name, devices, l2):
     curvature, method = METHODS[name]

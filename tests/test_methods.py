@@ -17,8 +17,14 @@ import hfdist
 from cases import INPUTS, LM, METHODS, Case, loop, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
 from hfdist.models.model import functional
+from quick import mostly_slow
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+# The others differ from these in nothing that the marked tests see.
+QUICK = [METHODS[name] for name in ("sgd", "newton", "hf_warm_lm")]
+some_methods = pytest.mark.parametrize(
+    "method", mostly_slow(METHODS.values(), QUICK), ids=METHODS
+)
 CASE = Case("softmax_cross_entropy", weighted=True)
 
 
@@ -40,7 +46,7 @@ def test_the_loss_falls_and_the_info_says_what_happened(method):
         assert np.isfinite(infos[0].rho) == (method.damping_rule == LM)
 
 
-@each_method
+@some_methods
 def test_scan_and_chain_give_the_same_params(method):
     optimizer = optax.chain(method.build(CASE.problem), optax.scale(1.0))
 
@@ -56,7 +62,7 @@ def test_scan_and_chain_give_the_same_params(method):
     assert losses[2] == pytest.approx(float(infos[2].loss), rel=1e-9)
 
 
-@each_method
+@some_methods
 def test_gradients_passed_in_take_the_place_of_the_methods_own(method):
     optimizer = method.build(CASE.problem)
     state = optimizer.init(CASE.params)
@@ -69,7 +75,7 @@ def test_gradients_passed_in_take_the_place_of_the_methods_own(method):
     assert optax.tree.norm(less) < 0.02 * optax.tree.norm(own)
 
 
-@each_method
+@some_methods
 def test_float32_params_stay_float32(method):
     params, batch = jax.tree.map(
         lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a,
@@ -85,7 +91,7 @@ def test_float32_params_stay_float32(method):
     assert relative_error(optax.apply_updates(params, updates), expected) < 1e-2
 
 
-@each_method
+@some_methods
 def test_a_state_can_be_donated(method):
     optimizer = method.build(CASE.problem)
     params = jax.tree.map(jnp.copy, CASE.params)

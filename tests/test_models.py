@@ -304,7 +304,8 @@ MODELS = {
 }
 # An example's outputs depend on what others its device has.
 MIXING = ("batch_norm_training", "dropout_by_one_key")
-each_model = pytest.mark.parametrize("name", MODELS)
+SOME = ("convolution", "batch_norm_training", "transformer", "lora")
+some_models = pytest.mark.parametrize("name", mostly_slow(MODELS, SOME))
 # test_dtypes.py has float32's own quick tests.
 each_dtype = pytest.mark.parametrize(
     "dtype",
@@ -420,7 +421,7 @@ def dtypes(tree):
 
 
 @each_dtype
-@each_model
+@some_models
 def test_products_are_those_of_the_dense_matrices(name, dtype):
     model, truth = model_of(name), dense(name)
     params, batch = cast((model.params, model.batch), dtype)
@@ -443,7 +444,7 @@ def test_products_are_those_of_the_dense_matrices(name, dtype):
 
 
 @each_dtype
-@each_model
+@some_models
 def test_a_step_is_the_dense_solve(name, dtype):
     step, state = update(GAUSS_NEWTON, model_of(name), dtype)
     assert dtypes(step) == {jnp.dtype(dtype)}

@@ -20,6 +20,7 @@ from hfdist.runs import metrics, resume, run_lock
 from hfdist.runs.checkpoint import Checkpoints
 from hfdist.runs.files import replace_text
 from hfdist.runs.saver import Saver
+from quick import mostly_slow
 from together import ROOT, clean_environment
 
 SGD = str(ROOT / "configs/paper/sgd.py")
@@ -261,11 +262,7 @@ except ValueError as error:
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 @pytest.mark.parametrize(
     "part",
-    [
-        "params/d/*",
-        pytest.param("record/metadata", marks=pytest.mark.slow),
-        pytest.param("params/_METADATA", marks=pytest.mark.slow),
-    ],
+    mostly_slow(["params/d/*", "record/metadata", "params/_METADATA"], ["params/d/*"]),
 )
 def test_a_real_reading_error_moves_nothing(saved, part):
     (path,) = (saved.folder / "6").glob(part)

@@ -27,7 +27,7 @@ METHODS = {
     "dense": Newton(damping=5.0),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-each_mesh = pytest.mark.parametrize("devices", [1, 4])
+each_mesh = pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_a_schedule_comes_back_to_itself_after_a_solve_that_failed(method):
 
 
 @each_method
-@pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
-@pytest.mark.parametrize("rule", ["constant", LM])
+@each_mesh
+@pytest.mark.parametrize("rule", mostly_slow(["constant", LM], [LM]))
 def test_vmap_over_damping(method, devices, rule):
     dampings = np.array([2.0, 8.0])
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hfdist.runs.config import Config
 from hfdist.data.idx import Examples, Split
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.parallel import local_rows, place_chunk
 from hfdist.problem import Problem, weighted_sums
 from hfdist.pytree import PyTree
+from hfdist.runs.config import Config
 from hfdist.runs.run_directory import read_config
 
 

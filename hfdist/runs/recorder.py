@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hfdist.cluster.processes import is_first
+from hfdist.methods.method import Info
 from hfdist.runs import metrics
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import Evaluation
-from hfdist.methods.method import Info
 from hfdist.runs.metrics import Line
-from hfdist.cluster.processes import is_first
 from hfdist.runs.progress import Display
 from hfdist.runs.resume import Position
 from hfdist.runs.sinks import open_sinks

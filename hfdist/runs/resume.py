@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfdist.runs.checkpoint import Checkpoints, Unreadable, Unsound
+from hfdist.cluster.processes import (
+    from_all,
+    from_first,
+    is_first,
+    this_process,
+    wait_for_all,
+)
 from hfdist.errors import UsageError
-from hfdist.cluster.processes import from_all, from_first, is_first, this_process, wait_for_all
 from hfdist.pytree import PyTree
+from hfdist.runs.checkpoint import Checkpoints, Unreadable, Unsound
 from hfdist.runs.run_directory import run_identity
 
 PATIENCE = (1.0, 2.0, 4.0, 8.0)  # seconds between attempts at a disk out of reach

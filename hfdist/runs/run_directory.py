@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import keystr
 
-from hfdist.runs.config import Config, from_json, to_json
-from hfdist.errors import UsageError
-from hfdist.runs.files import leftovers, read_text, replace_text
 from hfdist.cluster.processes import from_first, is_first, this_process, wait_for_all
+from hfdist.errors import UsageError
+from hfdist.runs.config import Config, from_json, to_json
+from hfdist.runs.files import leftovers, read_text, replace_text
 from hfdist.runs.run_lock import NAME as LOCK
 from hfdist.runs.run_lock import locked
 

@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hfdist.cluster.processes import leave
 from hfdist.errors import UsageError
 from hfdist.runs.files import open_regular
-from hfdist.cluster.processes import leave
 
 NAME = "lock"
 BEAT, SILENT = 2.0, 10.0  # seconds between beats; without one until given up

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from hfdist.errors import UsageError
 from hfdist.runs.checkpoint import (
     FORMAT,
     alone,
@@ -18,7 +19,6 @@ from hfdist.runs.checkpoint import (
     record_checksum,
     steps,
 )
-from hfdist.errors import UsageError
 
 
 class Saver:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfdist.runs.config import Config, to_json
 from hfdist.errors import UsageError
+from hfdist.runs.config import Config, to_json
 from hfdist.runs.files import read_text, replace_text
 from hfdist.runs.metrics import Line, MetricsFile, read
 

@@ -20,17 +20,23 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from hfdist.runs.checkpoint import Checkpoints, steps
-from hfdist.runs.config import Config
+from hfdist.cluster.processes import (
+    any_says,
+    from_first,
+    is_first,
+    wait_for_all,
+    within,
+)
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
-from hfdist.runs.evaluate import evaluator
-from hfdist.runs.interrupt import interruptible
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
-from hfdist.cluster.processes import any_says, from_first, is_first, wait_for_all, within
 from hfdist.pytree import PyTree
+from hfdist.runs.checkpoint import Checkpoints, steps
+from hfdist.runs.config import Config
+from hfdist.runs.evaluate import evaluator
+from hfdist.runs.interrupt import interruptible
 from hfdist.runs.recorder import Recorder, Result
 from hfdist.runs.resume import restore_newest, restore_params
 from hfdist.runs.run_directory import agree, note_saved, open_run
