@@ -1,13 +1,17 @@
 """The damping rule and the reduction ratio, by hand."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from cases import loop
+from hfdist import HessianFree, Newton, Problem, losses
 from hfdist.damping import (
     Outcome,
     Refusal,
     constant,
     levenberg_marquardt,
+    nielsen,
     not_finite,
     reduction_ratio,
 )
@@ -39,6 +43,34 @@ def after(rule, damping, rho=NAN, refusal=Refusal.NONE, refused=0, first=6.0):
 )
 def test_levenberg_marquardt(rho, factor):
     assert after(levenberg_marquardt, 6.0, rho) == 6 * factor
+
+
+@pytest.mark.parametrize(
+    ("rho", "factor"),
+    [
+        (3.0, 1 / 3),
+        (1.0, 1 / 3),  # 1 - 1 is less
+        (0.9, 1 - 0.8**3),
+        (0.5, 1),
+        (0.25, 1.125),
+        (0.0, 2),
+        (-INF, 2),  # taken, though the solver met negative curvature
+        (NAN, 1),  # no evidence
+    ],
+)
+def test_nielsen(rho, factor):
+    assert after(nielsen, 6.0, rho) == pytest.approx(6 * factor, rel=1e-15)
+
+
+def test_nielsen_doubles_what_it_raises_by_and_keeps_its_bounds():
+    for refused in (1, 2, 5):
+        raised = after(nielsen, 0.01, -INF, Refusal.LOSS_ROSE, refused)
+        assert raised == 0.01 * 2**refused
+    assert after(nielsen, 1.2e-3, 1.0) == 1e-3
+    assert after(nielsen, 900.0, -INF, Refusal.LOSS_ROSE) == 1e3
+    assert after(nielsen, 60.0) == 20.0  # back to the first, from above
+    assert after(nielsen, 0.1) == 0.1
+    assert after(nielsen, 3.0, -INF, Refusal.LOSS_NOT_FINITE, 5) == 3.0
 
 
 @pytest.mark.parametrize(("refused", "factor"), [(1, 1.5), (2, 1.5**2), (9, 1.5**9)])
@@ -116,3 +148,31 @@ def test_reduction_ratio(actual, predicted, rho):
 def test_a_loss_that_is_not_finite_is_evidence_whatever_the_resolution(actual):
     numbers = (jnp.float64(x) for x in (actual, 0.4, INF))
     assert reduction_ratio(*numbers) == -INF
+
+
+TIMES = np.linspace(0, 4, 30)
+DECAYS = {"inputs": TIMES[:, None], "targets": 5 * np.exp(-1.5 * TIMES)[:, None]}
+FIT = Problem(
+    lambda w, batch: w["height"] * jnp.exp(-w["rate"] * batch["inputs"]),
+    losses.squared_error,
+)
+
+
+@pytest.mark.parametrize("make", [Newton, HessianFree])
+def test_on_a_whole_batch_nielsen_is_there_in_fewer_steps(make):
+    """Two params of a decay without noise: 5 and 3/2."""
+    steps = {}
+    for rule in ("levenberg_marquardt", "nielsen"):
+        method = make(
+            damping=1.0,
+            learning_rate=1.0,
+            curvature="gauss_newton",
+            damping_rule=rule,
+            damping_bounds=(1e-12, 1e12),
+        )
+        start = {"height": jnp.float64(1.0), "rate": jnp.float64(0.1)}
+        params, infos = loop(method.build(FIT), start, DECAYS, steps=60)
+        assert params["height"] == pytest.approx(5, rel=1e-6)
+        assert params["rate"] == pytest.approx(1.5, rel=1e-6)
+        steps[rule] = np.argmax([info.loss < 1e-15 for info in infos])
+    assert steps["nielsen"] < 0.7 * steps["levenberg_marquardt"], steps

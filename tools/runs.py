@@ -141,7 +141,7 @@ def gradient_equivalents(run: Run) -> np.ndarray:
         products = np.full(len(run.train["step"]), parameters(run.config))
     else:
         products = run.train["cg_steps"] + (getattr(method, "warm_start", 0) > 0)
-    adapting = method.damping_rule == "levenberg_marquardt"
+    adapting = method.damping_rule != "constant"
     forwards = GRADIENT + products * PRODUCT[method.curvature] + adapting
     return np.cumsum(forwards) / GRADIENT
 

@@ -60,8 +60,8 @@ class Memory(NamedTuple):
 class SecondOrder(Method):
     """A point in the grid of second-order methods.
 
-    A step that is not finite is refused: the update is zero. With Levenberg-Marquardt
-    damping, so is a step that raises the batch's f.
+    A step that is not finite is refused: the update is zero. Where λ follows ρ, so is a
+    step that raises the batch's f.
     """
 
     damping: NonNegative = 4.0
@@ -71,7 +71,8 @@ class SecondOrder(Method):
     curvature: Curvature = "gauss_newton"
     """The matrix: Gauss-Newton, exact Hessian, or Hessian by finite differences."""
     damping_rule: DampingRule = "constant"
-    """Keep λ, or let it follow the reduction ratio (Levenberg-Marquardt)."""
+    """Keep λ, or let it follow the reduction ratio: Levenberg-Marquardt for batches,
+    Nielsen's for a whole batch every step."""
     damping_bounds: tuple[Positive, Positive] = (1e-10, 1e10)
     """Least and greatest λ that the damping rule may come to."""
     input_reduction: bool = True
@@ -86,13 +87,13 @@ class SecondOrder(Method):
             return
         if callable(self.damping):
             raise UsageError(
-                "damping is a schedule, but levenberg_marquardt moves λ itself: give "
-                "λ₀, or damping_rule='constant'"
+                f"damping is a schedule, but {self.damping_rule} moves λ itself: give "
+                f"λ₀, or damping_rule='constant'"
             )
         if known(self.damping) and not low <= self.damping <= high:
             raise UsageError(
                 f"damping is {self.damping}, outside damping_bounds {low} … {high}: "
-                f"levenberg_marquardt needs a λ₀ within"
+                f"{self.damping_rule} needs a λ₀ within"
             )
 
     @abc.abstractmethod
