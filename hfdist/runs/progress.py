@@ -30,7 +30,7 @@ class Display:
 
     def advance(self, step: int, loss: float, rate: float) -> None:
         """Move the bar; loss is the newest, rate in steps per second."""
-        self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
+        self._bar.update(self._task, completed=step, loss=f"{loss:.4g}", rate=rate)
 
     def epoch(self, text: str) -> None:
         """A line for an epoch, where there is no bar to look at."""
@@ -44,6 +44,11 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.stop()
+
+
+def words(name: str) -> str:
+    """A figure's name for people."""
+    return name.replace("_", " ")
 
 
 def print_table(rows: Iterable[Iterable[object]], header: Collection[str] = ()) -> None:
