@@ -91,13 +91,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _report(result: "Result", max_rejected: int) -> None:
-    from hfdist.runs.progress import print_table
+    from hfdist.runs.progress import digits, print_table
 
     assert result.test is not None
     print_table(
         [
             ("steps", result.steps),
-            ("training loss, mean of the last epoch", f"{result.train_loss:.4g}"),
+            ("training loss, mean of the last epoch", digits(result.train_loss)),
             *_figures("test", result.test),
             ("training seconds", f"{result.seconds:.2f}"),
             ("compilation seconds", f"{result.compile_seconds:.2f}"),
@@ -121,10 +121,10 @@ def _report(result: "Result", max_rejected: int) -> None:
 
 def _figures(split: str, means: "Evaluation") -> list[tuple[str, str]]:
     """Rows of a table: the loss, and what the task reports beside it."""
-    from hfdist.runs.progress import words
+    from hfdist.runs.progress import digits, words
 
     figures = {"loss": means.loss} | means.figures
-    return [(f"{split} {words(name)}", f"{x:.4g}") for name, x in figures.items()]
+    return [(f"{split} {words(name)}", digits(x)) for name, x in figures.items()]
 
 
 def _say(message: object) -> None:

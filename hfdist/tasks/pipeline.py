@@ -51,11 +51,13 @@ class GlobalBatches:
         epoch, position = divmod(first, self.per_epoch)
         assert position + count <= self.per_epoch
         n = len(self.examples)
-        order = np.arange(n) if self.seed is None else _shuffled(n, self.seed, epoch)
         places = np.arange(count * self.batch_size).reshape(count, self.batch_size)
         places = places[:, self.rows] + position * self.batch_size
-        chunk = self.examples.gather(order[places % n])
         weights = (places < n).astype(np.float32)
+        places %= n
+        if self.seed is not None:
+            places = _shuffled(n, self.seed, epoch)[places]
+        chunk = self.examples.gather(places)
         return {**chunk, "weights": weights * chunk.get("weights", np.float32(1))}
 
 
