@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import hfdist
 from cases import CASES, ONE_DEVICE, Case, relative_error
-from hfdist.curvature import mean_loss_and_rounding, quadratic, value_and_gradient
+from hfdist.quadratics import mean_loss_and_rounding, quadratic, value_and_gradient
 from hfdist.solvers.dense import materialise
 from quick import mostly_slow
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import optax
 
-from hfdist.curvature import value_and_gradient
-from hfdist.damping import Refusal, not_finite
 from hfdist.methods.method import Method, State, initial_info
+from hfdist.outcome import Refusal, not_finite
+from hfdist.quadratics import value_and_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
