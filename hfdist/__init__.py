@@ -3,8 +3,10 @@
 from hfdist import losses
 from hfdist.cluster.processes import joined
 from hfdist.errors import UsageError
+from hfdist.methods.adam import Adam
 from hfdist.methods.hessian_free import HessianFree
 from hfdist.methods.method import Info, Method
+from hfdist.methods.momentum import Momentum
 from hfdist.methods.newton import Newton
 from hfdist.methods.sgd import SGD
 from hfdist.outcome import Refusal
@@ -19,11 +21,13 @@ from hfdist.solvers.system import System
 __all__ = [
     "CG",
     "SGD",
+    "Adam",
     "Dense",
     "HessianFree",
     "Info",
     "KernelFirst",
     "Method",
+    "Momentum",
     "Newton",
     "Problem",
     "Quadratic",

@@ -18,9 +18,9 @@ class Reason(IntEnum):
     NEGATIVE_CURVATURE = 2
     """vᵀAv ≤ 0 for some v: A is not positive definite."""
     SINGULAR = 3
-    """A has no inverse, or products with it are not finite."""
+    """A has no inverse, or vᵀAv is no number."""
     NOT_FINITE = 4
-    """b, or the residual, is not finite."""
+    """b or the residual is not finite, which says nothing of A."""
 
 
 class Solution(NamedTuple):
