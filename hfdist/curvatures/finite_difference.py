@@ -16,7 +16,7 @@ def finite_difference(problem: Problem, params: PyTree, batch: Batch) -> Sums:
     predict is given params in the working dtype: εv would be lost in bfloat16.
     """
     params = widen(params)
-    sums, gradient_sum = gradient_sums(problem, params, batch)
+    (loss_sum, weight_sum), gradient_sum = gradient_sums(problem, params, batch)
     norm = tree.norm(params)
     displacement = 2 * jnp.sqrt(jnp.finfo(norm.dtype).eps) * (1 + norm)
 
@@ -27,4 +27,4 @@ def finite_difference(problem: Problem, params: PyTree, batch: Batch) -> Sums:
         _, ahead = gradient_sums(problem, shifted, batch)
         return divide(tree.sub(ahead, gradient_sum), epsilon)
 
-    return Sums(*sums, gradient_sum, product)
+    return Sums(loss_sum, weight_sum, gradient_sum, product)

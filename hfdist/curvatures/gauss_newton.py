@@ -27,6 +27,7 @@ def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
         lambda z: weighted_sums(problem, z, batch), has_aux=True
     )
     (sums, output_gradient), output_hessian = jax.linearize(loss_gradient, outputs)
+    loss_sum, weight_sum = sums
     (gradient_sum,) = vjp(output_gradient)
 
     def product(v):
@@ -34,7 +35,7 @@ def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
         (jt_hessian_jv,) = vjp(hessian_jv)
         return jt_hessian_jv
 
-    return Sums(*sums, gradient_sum, product)
+    return Sums(loss_sum, weight_sum, gradient_sum, product)
 
 
 def _check_forward_derivative(jvp: Callable, v: PyTree) -> None:

@@ -14,4 +14,5 @@ def hessian(problem: Problem, params: PyTree, batch: Batch) -> Sums:
     loss = partial(loss_at, problem, params, batch)
     gradient = jax.value_and_grad(loss, has_aux=True)
     (sums, gradient_sum), tangent = jax.linearize(gradient, widen(params))
-    return Sums(*sums, gradient_sum, lambda v: tangent(v)[1])
+    loss_sum, weight_sum = sums
+    return Sums(loss_sum, weight_sum, gradient_sum, lambda v: tangent(v)[1])

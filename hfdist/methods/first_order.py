@@ -53,9 +53,10 @@ class FirstOrder(Method):
     def rate(self) -> Any:
         """α: a number, or an optax schedule of the updates made so far."""
         peak, warmup = self.learning_rate, self.warmup_steps
-        if self.decay_steps is None:
-            after = optax.constant_schedule(peak) if warmup else peak
-        else:
+        if not warmup and self.decay_steps is None:
+            return peak
+        after = optax.constant_schedule(peak)
+        if self.decay_steps is not None:
             after = optax.cosine_decay_schedule(peak, self.decay_steps - warmup)
         if not warmup:
             return after
