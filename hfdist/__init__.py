@@ -2,32 +2,39 @@
 
 from hfdist import losses
 from hfdist.cluster.processes import joined
-from hfdist.curvature import Quadratic, quadratic
-from hfdist.damping import Refusal
 from hfdist.errors import UsageError
+from hfdist.methods.adam import Adam
 from hfdist.methods.hessian_free import HessianFree
 from hfdist.methods.method import Info, Method
+from hfdist.methods.momentum import Momentum
 from hfdist.methods.newton import Newton
 from hfdist.methods.sgd import SGD
+from hfdist.outcome import Refusal
 from hfdist.parallel import make_mesh
 from hfdist.problem import KernelFirst, Problem
+from hfdist.quadratics import Quadratic, quadratic
 from hfdist.solvers.cg import CG
 from hfdist.solvers.dense import Dense
-from hfdist.solvers.solution import Solution
+from hfdist.solvers.solution import Reason, Solution
+from hfdist.solvers.system import System
 
 __all__ = [
     "CG",
     "SGD",
+    "Adam",
     "Dense",
     "HessianFree",
     "Info",
     "KernelFirst",
     "Method",
+    "Momentum",
     "Newton",
     "Problem",
     "Quadratic",
+    "Reason",
     "Refusal",
     "Solution",
+    "System",
     "UsageError",
     "joined",
     "losses",

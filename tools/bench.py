@@ -26,13 +26,13 @@ from optax import tree
 
 import hfdist
 from exact import exact
-from hfdist.curvature import quadratic, value_and_gradient
 from hfdist.data.idx import IDX
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.pytree import parameter_count
+from hfdist.quadratics import quadratic, value_and_gradient
 from hfdist.runs import metrics
 from hfdist.runs.config import Config
 from hfdist.runs.train import train

@@ -19,13 +19,13 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from optax import tree
 
-from hfdist.curvature import Curvature, quadratic
 from hfdist.data.idx import Examples
 from hfdist.data.pipeline import Chunk, GlobalBatches, decode
 from hfdist.errors import UsageError
 from hfdist.parallel import collectives, data_parallel, place_chunk, replicate
 from hfdist.problem import Problem
 from hfdist.pytree import PyTree, parameter_count
+from hfdist.quadratics import Curvature, quadratic
 from hfdist.solvers.dense import materialise
 
 BATCH = 1000  # examples linearised at a time

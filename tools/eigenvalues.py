@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curvature_matrix import Matrix
-from hfdist.curvature import Curvature
 from hfdist.errors import UsageError
 from hfdist.memory import device_memory
+from hfdist.quadratics import Curvature
 from lanczos import largest_pairs, quadrature
 
 # Up to this M all eigenvalues of a matrix take under half a minute on two cores.

@@ -14,7 +14,7 @@ from hfdist.runs import metrics
 from hfdist.runs.config import Config
 from hfdist.runs.run_directory import read_config, read_record
 
-# Forward passes that a product with the matrix takes; see hfdist/curvature.py.
+# Forward passes that a product with the matrix takes; see hfdist/quadratics.py.
 PRODUCT = {"gauss_newton": 4, "hessian": 6, "finite_difference": 3}
 GRADIENT = 3
 Columns = dict[str, np.ndarray]  # leaves (lines,)
@@ -127,7 +127,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 def gradient_equivalents(run: Run) -> np.ndarray:
     """Cost of the run up to each step, (steps,), in units of one gradient.
 
-    Forward passes counted as in hfdist/curvature.py: a gradient is 3, a product with
+    Forward passes counted as in hfdist/quadratics.py: a gradient is 3, a product with
     the Gauss-Newton matrix 4, with the Hessian 6, by finite differences 3. A step is a
     gradient and a product for each CG step (one more for a warm start). An exact solve
     is N products, its factorisation left out. Adapting the damping is a forward pass.

@@ -25,7 +25,6 @@ from optax import tree
 import hfdist
 from comms import Collective, Cost, Link, step_seconds
 from hfdist.cluster.processes import joined
-from hfdist.curvature import quadratic
 from hfdist.data.idx import IDX
 from hfdist.data.pipeline import GlobalBatches, decode
 from hfdist.models.mlp import MLP
@@ -38,6 +37,7 @@ from hfdist.parallel import (
     replicate,
 )
 from hfdist.pytree import parameter_count
+from hfdist.quadratics import quadratic
 from measurement import Measurement, seconds_each
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5

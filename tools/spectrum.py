@@ -35,11 +35,11 @@ from rich.table import Table
 import eigenvalues
 from curvature_matrix import Matrix, matrix_at, placed_batches
 from eigenvalues import Found, Spectrum
-from hfdist.curvature import Curvature
 from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import PyTree, parameter_count
+from hfdist.quadratics import Curvature
 from hfdist.runs.config import Config, load
 from hfdist.runs.resume import restore_params, saved_in
 from hfdist.runs.run_directory import read_config

@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 
 from hfdist.batches import check_batch, examples_in
 from hfdist.checks import Settings
-from hfdist.damping import Refusal
 from hfdist.errors import UsageError
+from hfdist.outcome import Refusal
 from hfdist.parallel import Collectives, collectives, data_parallel
 from hfdist.problem import Batch, Problem, check_penalty
 from hfdist.pytree import PyTree, check_differentiable, working_dtype
+from hfdist.solvers.solution import Reason
 
 
 class Info(NamedTuple):
@@ -45,6 +46,7 @@ class Info(NamedTuple):
     actual_decrease: Array  # f(w) - f(w + step) itself
     loss_after: Array  # f(w + step)
     refusal: Array  # int32, a Refusal: why the update is zero
+    solver_reason: Array  # int32, a Reason: why the linear solve ended
 
 
 class State(NamedTuple):
@@ -159,6 +161,7 @@ def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
         actual_decrease=scalar(jnp.nan),
         loss_after=scalar(jnp.nan),
         refusal=jnp.int32(Refusal.NONE),
+        solver_reason=jnp.int32(Reason.CONVERGED),
     )
 
 
