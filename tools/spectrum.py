@@ -29,11 +29,10 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.table import Table
 
 import eigenvalues
 from curvature_matrix import Matrix, matrix_at, placed_batches
+from drawings.spectra import draw
 from eigenvalues import Found, Spectrum
 from hfdist.curvature import Curvature
 from hfdist.data.idx import Examples
@@ -41,10 +40,11 @@ from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.runs.config import Config, load
+from hfdist.runs.progress import print_table
 from hfdist.runs.resume import restore_params, saved_in
 from hfdist.runs.run_directory import read_config
-from runs import CONFIG_HELP, to_json
-from spectrum_figures import draw
+from toolkit import command_line
+from toolkit.recorded import CONFIG_HELP
 
 # The largest eigenvalues of 10,000 MNIST images are within 5 % of those of all 60,000,
 # at a sixth of the time.
@@ -141,9 +141,8 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     """Analyse one run; exit code 2 for a caller's mistake."""
-    parser = argparse.ArgumentParser(
-        description="Eigenvalues of the curvature at the checkpoints of a run.",
-        allow_abbrev=False,
+    parser = command_line.parser(
+        "Eigenvalues of the curvature at the checkpoints of a run."
     )
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR")
@@ -154,24 +153,12 @@ def main() -> int:
     add("--top", type=int, default=10, help="eigenvalues of largest modulus to list")
     add("--exact", action="store_true", help="all eigenvalues, whatever the size")
     add("--out", type=Path, metavar="PREFIX", help="of the figures; RUN_DIR/spectrum")
-    add("--json", action="store_true", help="print one JSON object")
     add("--config", type=Path, metavar="CONFIG.py", help=CONFIG_HELP)
-    arguments = parser.parse_args()
-    try:
-        said = report(arguments)
-    except UsageError as error:
-        print(f"spectrum: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(to_json(said))
-    else:
-        _print(said)
-    return 0
+    return command_line.run("spectrum", parser.parse_args(), report, _print)
 
 
 def _print(said: dict[str, Any]) -> None:
     title = "{run_dir}: {parameters:,} parameters, {examples:,} examples"
-    table = Table(title=title.format(**said), pad_edge=False)
     columns = {
         "step": "{step:,}",
         "curvature": "{curvature}",
@@ -182,15 +169,13 @@ def _print(said: dict[str, Any]) -> None:
         "trace": "{trace:.5g}",
         f"condition λ = {said['damping']:g}": "{condition:.4g}",
     }
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=column == "curvature")
+    rows = [
+        [form.format(**row) for form in columns.values()] for row in said["spectra"]
+    ]
+    print_table(rows, columns, title.format(**said), justify="right")
     for row in said["spectra"]:
-        table.add_row(*(form.format(**row) for form in columns.values()))
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    console.print(table)
-    for row in said["spectra"]:
-        console.print(_details(row))
-    console.print("drawn: " + ", ".join(said["figures"]))
+        print(_details(row))
+    print("drawn: " + ", ".join(said["figures"]))
 
 
 def _details(row: dict[str, Any]) -> str:

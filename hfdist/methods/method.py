@@ -5,7 +5,7 @@ write one file beside this one; a config imports its class.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -140,6 +140,23 @@ class Method(Settings, abc.ABC):
             return step(updates, state, params, batch, curvature_batch)
 
         return optax.GradientTransformationExtraArgs(init, update)
+
+
+def make_step(
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> Callable[[Any, Batch], Any]:
+    """An update with an optimiser of `build`, to be scanned over batches.
+
+    (params, state), batch -> (params, state), info
+    """
+    update: Callable[..., Any] = optimizer.update
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = update(None, state, params, batch=batch)
+        return (optax.apply_updates(params, updates), state), state.info
+
+    return step
 
 
 def initial_info(params: PyTree, damping: Any = 0.0) -> Info:

@@ -7,7 +7,7 @@ the metrics of the chunk before and gathers the examples of the next.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from hfdist.cluster.processes import (
 )
 from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
-from hfdist.methods.method import Info, State
+from hfdist.methods.method import Info, State, make_step
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
 from hfdist.pytree import PyTree
@@ -229,15 +229,12 @@ def make_chunk_step(
     optimizer: optax.GradientTransformationExtraArgs, dtype: str
 ) -> Any:
     """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
-    update: Callable[..., Any] = optimizer.update
+    update = make_step(optimizer)
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
-        params, state = carry
-        updates, state = update(None, state, params, batch=decode(batch, dtype))
+        carry, info = update(carry, decode(batch, dtype))
         # One row for all of the info: each array that a scan stacks costs time.
-        return (optax.apply_updates(params, updates), state), ravel_pytree(state.info)[
-            0
-        ]
+        return carry, ravel_pytree(info)[0]
 
     @partial(jax.jit, donate_argnums=0)
     def steps(carry: Carry, chunk: Batch) -> tuple[Carry, Info]:

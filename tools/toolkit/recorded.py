@@ -1,6 +1,5 @@
 """What a run directory says, in arrays, and what its steps cost."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -150,16 +149,3 @@ def parameters(config: Config) -> int:
     """N, the number of a config's parameters."""
     _, params = config.build_problem(config.data.load("test").inputs.shape[1])
     return parameter_count(params)
-
-
-def to_json(value: Any) -> str:
-    """JSON text in which non-finite numbers are strings, as in metrics.jsonl."""
-
-    def valid(v):
-        if isinstance(v, dict):
-            return {key: valid(item) for key, item in v.items()}
-        if isinstance(v, list | tuple):
-            return [valid(item) for item in v]
-        return str(v) if isinstance(v, float) and not math.isfinite(v) else v
-
-    return json.dumps(valid(value), indent=2, default=str)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import hfdist
+from benchmarks.measurement import Measurement
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_newest, saved_in
 from hfdist.runs.train import train
-from measurement import Measurement
 
 ROUNDS = 3
 BASELINE = Config(method=hfdist.HessianFree())
