@@ -4,7 +4,9 @@ from hfdist import losses
 from hfdist.cluster.processes import joined
 from hfdist.curvature import Quadratic, quadratic
 from hfdist.damping import Refusal
+from hfdist.eigenpairs import Pairs
 from hfdist.errors import UsageError
+from hfdist.matrix import Matrix, curvature
 from hfdist.methods.hessian_free import HessianFree
 from hfdist.methods.method import Info, Method
 from hfdist.methods.newton import Newton
@@ -22,13 +24,16 @@ __all__ = [
     "HessianFree",
     "Info",
     "KernelFirst",
+    "Matrix",
     "Method",
     "Newton",
+    "Pairs",
     "Problem",
     "Quadratic",
     "Refusal",
     "Solution",
     "UsageError",
+    "curvature",
     "joined",
     "losses",
     "make_mesh",

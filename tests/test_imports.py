@@ -12,11 +12,12 @@ WINGS = ("cluster", "runs")  # the rest is mathematics, which knows neither
 # Each part may import those before it. Parts in one row do not import each other.
 ROWS = [
     ["errors"],
-    ["batches", "checks", "memory", "pytree"],
+    ["batches", "checks", "eigenpairs", "memory", "pytree"],
     ["parallel", "problem", "damping"],
     ["losses", "curvature", "first_product", "solvers", "data", "models"],
     ["coordinates"],
     ["methods"],
+    ["matrix"],
     ["cluster.place"],
     ["cluster.processes"],
     ["runs.files", "runs.output", "runs.spans", "runs.progress", "runs.interrupt"],
@@ -33,6 +34,7 @@ RANK = {part: rank for rank, row in enumerate(ROWS) for part in row}
 ONLY = {
     "solvers": {"checks", "errors", "memory", "pytree"},
     "damping": set(),
+    "eigenpairs": {"errors"},
     "parallel": {"batches", "errors"},
     "problem": {"checks", "errors", "pytree"},
     "first_product": {"errors", "parallel", "problem", "pytree"},

@@ -107,13 +107,13 @@ class Method(Settings, abc.ABC):
         if isinstance(replicated, str):
             raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
         if mesh is not None:
-            problem = problem._replace(loss=_one_a_row(problem.loss, replicated))
+            problem = problem._replace(loss=one_a_row(problem.loss, replicated))
         devices = collectives(mesh, replicated)
         step = partial(self.step, problem, devices)
         step = data_parallel(step, mesh, replicated)
 
         def init(params):
-            _check_params(problem, params)
+            check_params(problem, params)
             return self.init(params)
 
         def update(
@@ -133,7 +133,7 @@ class Method(Settings, abc.ABC):
                     "optimizer.update(None, state, params, batch=batch) (a "
                     "TrainState's apply_gradients passes no batch: call its tx.update)"
                 )
-            _check_params(problem, params)
+            check_params(problem, params)
             for examples in (batch, curvature_batch):
                 if examples is not None:
                     check_batch(examples, replicated)
@@ -179,7 +179,7 @@ def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
     )
 
 
-def _one_a_row(loss, replicated):
+def one_a_row(loss, replicated):
     """The loss, refused where it does not return one number for each row it is given.
 
     Over devices anything else would count some examples more often than others.
@@ -198,7 +198,8 @@ def _one_a_row(loss, replicated):
     return checked
 
 
-def _check_params(problem: Problem, params: PyTree) -> None:
+def check_params(problem: Problem, params: PyTree) -> None:
+    """Raise UsageError for params that are not all there to be differentiated."""
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise UsageError(
