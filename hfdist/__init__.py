@@ -1,6 +1,6 @@
 """Hessian-free and Gauss-Newton training in JAX, on one device or many."""
 
-from hfdist import losses
+from hfdist import losses, spectrum
 from hfdist.cluster.processes import joined
 from hfdist.curvature import Quadratic, quadratic
 from hfdist.damping import Refusal
@@ -38,4 +38,5 @@ __all__ = [
     "losses",
     "make_mesh",
     "quadratic",
+    "spectrum",
 ]

@@ -127,13 +127,15 @@ class Matrix:
                 "jax.jit"
             )
 
-        def rows(v_PN):
-            return np.asarray(_rows(self, v_PN.astype(self.dtype)), np.float64)
-
-        found = largest_pairs(rows, count, k, seed, float(jnp.finfo(self.dtype).eps))
+        eps = float(jnp.finfo(self.dtype).eps)
+        found = largest_pairs(self.rows, count, k, seed, eps)
         _, unravel = ravel_pytree(tree.cast(self.params, self.dtype))
         vectors = jax.vmap(unravel)(jnp.asarray(found.vectors.T, self.dtype))
         return found._replace(vectors=vectors)
+
+    def rows(self, v_PN: np.ndarray) -> np.ndarray:
+        """C v for raveled vectors in rows, all at once, on the host in float64."""
+        return np.asarray(_rows(self, np.asarray(v_PN, self.dtype)), np.float64)
 
     @property
     def dtype(self) -> Any:

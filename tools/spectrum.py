@@ -7,10 +7,10 @@
 The matrices are those of the mean loss over the first n training examples (10,000), in
 float64, whatever the run's dtype. Up to 4,000 parameters whose row is not zero, and
 with --exact always, all eigenvalues are computed. Otherwise those of largest modulus
-are, and the distribution of the others is estimated (tools/eigenvalues.py,
-tools/lanczos.py): then the negative ones are those below -1e-4 of the largest, and the
-zeros the zero rows alone. On the paper's network, 7,960 parameters, a matrix takes
-half a minute on two idle cores, and a minute with --exact. A run keeps checkpoints by
+are, and the distribution of the others is estimated (hfdist/spectrum): then the
+negative ones are those below -1e-4 of the largest, and the zeros the zero rows alone.
+On the paper's network, 7,960 parameters, a matrix takes half a minute on two idle
+cores, and a minute with --exact. A run keeps checkpoints by
 
     hfdist train CONFIG.py --checkpoint-steps 200 --keep-every 200
 
@@ -21,34 +21,36 @@ at the last checkpoint, and over several checkpoints how it changes.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from optax import tree
 
-import eigenvalues
-from curvature_matrix import Matrix, matrix_at, placed_batches
-from drawings.spectra import draw
-from eigenvalues import Found, Spectrum
+import hfdist
+from drawings.spectra import Found, draw
 from hfdist.curvature import Curvature
 from hfdist.data.idx import Examples
+from hfdist.data.pipeline import Chunk, GlobalBatches, decode
 from hfdist.errors import UsageError
-from hfdist.parallel import make_mesh
-from hfdist.pytree import PyTree, parameter_count
+from hfdist.parallel import make_mesh, place_chunk, replicate
+from hfdist.problem import Problem
+from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config, load
 from hfdist.runs.progress import print_table
 from hfdist.runs.resume import restore_params, saved_in
 from hfdist.runs.run_directory import read_config
+from hfdist.spectrum import Spectrum, check_memory
 from toolkit import command_line
 from toolkit.recorded import CONFIG_HELP
 
 # The largest eigenvalues of 10,000 MNIST images are within 5 % of those of all 60,000,
 # at a sixth of the time.
 EXAMPLES = 10_000
+BATCH = 1000  # examples linearised at a time
+DTYPE = "float64"
 CURVATURES: dict[str, list[Curvature]] = {
     "hessian": ["hessian"],
     "gauss_newton": ["gauss_newton"],
@@ -83,28 +85,62 @@ def spectra(
 ) -> list[Found]:
     """The spectra of each curvature at each step."""
     problem, like = config.build_problem(examples.inputs.shape[1])
-    eigenvalues.check_memory(parameter_count(like), arguments.exact)
-    batches = placed_batches(examples, mesh)
-    matrices: dict[Curvature, Callable[[PyTree], Matrix]] = {
-        curvature: matrix_at(problem, batches, curvature, mesh)
-        for curvature in CURVATURES[arguments.curvature]
-    }
+    check_memory(parameter_count(like), arguments.exact)
+    problem, batches = of_bytes(problem), placed_batches(examples, mesh)
     found = []
     for step in steps:
         _, params = restore_params(arguments.run_dir, like, step)
-        for curvature, at in matrices.items():
+        params = replicate(tree.cast(params, DTYPE), mesh)
+        for curvature in CURVATURES[arguments.curvature]:
             print(f"spectrum: step {step:,}, {curvature} …", file=sys.stderr)
-            one = eigenvalues.spectrum(at(params), arguments.top, arguments.exact)
+            matrix = hfdist.curvature(
+                problem, params, batches, curvature, mesh, stacked=True
+            )
+            one = hfdist.spectrum.spectrum(matrix, arguments.top, arguments.exact)
             found.append(Found(step, curvature, one))
     return found
 
 
-def condition(spectrum: Spectrum, damping: float) -> float:
-    """(λ_max + λ) / (λ_min + λ); infinite if that is 0 to roundoff, nan if negative."""
-    largest, smallest = spectrum.largest + damping, spectrum.smallest + damping
-    if abs(smallest) <= spectrum.zero_below:
-        return math.inf
-    return largest / smallest if smallest > 0 else math.nan
+def of_bytes(problem: Problem) -> Problem:
+    """The problem on batches as they are stored, decoded one at a time."""
+
+    def predict(params, batch):
+        return problem.predict(params, decode(batch, DTYPE))
+
+    def loss(outputs, batch):
+        return problem.loss(outputs, decode(batch, DTYPE))
+
+    return problem._replace(predict=predict, loss=loss)
+
+
+def placed_batches(examples: Examples, mesh: Mesh | None) -> Chunk:
+    """All the examples on the devices, leaves (S, B, …); weight 0 pads the last batch.
+
+    Of few examples none is a whole batch: B is then what the devices share evenly.
+    """
+    devices = 1 if mesh is None else mesh.size
+    size = min(BATCH, len(examples.labels))
+    source = GlobalBatches(examples, size + -size % devices, seed=None)
+    return place_chunk(source.chunk(0, source.per_epoch), mesh)
+
+
+def to_json(found: Spectrum) -> dict[str, Any]:
+    """What a program may want of a spectrum, the point masses left out."""
+    residuals = found.residuals_K
+    return {
+        "method": found.method,
+        "largest": found.largest,
+        "smallest": found.smallest,
+        "smallest_residual": found.smallest_residual,
+        "negative_share": found.negative_share,
+        "zero_below": found.zero_below,
+        "zeros": found.zeros,
+        "trace": found.moment(1),
+        "trace_error": found.trace_error,
+        "trace_of_square": found.moment(2),
+        "top": found.top_K.tolist(),
+        "residuals": None if residuals is None else residuals.tolist(),
+    }
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,8 +159,8 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         found = spectra(config, examples, mesh, steps, arguments)
     rows = [
         {"step": one.step, "curvature": one.curvature}
-        | eigenvalues.to_json(one.spectrum)
-        | {"condition": condition(one.spectrum, damping)}
+        | to_json(one.spectrum)
+        | {"condition": one.spectrum.condition(damping)}
         for one in found
     ]
     prefix = arguments.out or arguments.run_dir / "spectrum"

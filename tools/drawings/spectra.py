@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter, SymmetricalLogLocator
 
 from drawings import style
-from eigenvalues import Found
+from hfdist.curvature import Curvature
+from hfdist.spectrum import Spectrum
 
 NAMES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton matrix"}
 LOOKS = {name: style.look(i) for i, name in enumerate(NAMES)}
@@ -16,6 +18,14 @@ LOOKS = {name: style.look(i) for i, name in enumerate(NAMES)}
 LINEAR = 1e-6
 POINTS, FEWEST = 2000, 0.1
 AT_TOP, AT_LEFT = ("data", "axes fraction"), ("axes fraction", "data")
+
+
+class Found(NamedTuple):
+    """The spectrum of one matrix at one checkpoint."""
+
+    step: int
+    curvature: Curvature
+    spectrum: Spectrum
 
 
 def draw(found: Sequence[Found], damping: float, prefix: Path) -> list[Path]:
