@@ -1,8 +1,10 @@
 """Hessian-free and Gauss-Newton training in JAX, on one device or many."""
 
-from hfdist import losses
+from hfdist import losses, spectrum
 from hfdist.cluster.processes import joined
+from hfdist.eigenpairs import Pairs
 from hfdist.errors import UsageError
+from hfdist.matrix import Matrix, curvature
 from hfdist.methods.adam import Adam
 from hfdist.methods.hessian_free import HessianFree
 from hfdist.methods.method import Info, Method
@@ -26,9 +28,11 @@ __all__ = [
     "HessianFree",
     "Info",
     "KernelFirst",
+    "Matrix",
     "Method",
     "Momentum",
     "Newton",
+    "Pairs",
     "Problem",
     "Quadratic",
     "Reason",
@@ -36,8 +40,10 @@ __all__ = [
     "Solution",
     "System",
     "UsageError",
+    "curvature",
     "joined",
     "losses",
     "make_mesh",
     "quadratic",
+    "spectrum",
 ]

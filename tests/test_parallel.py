@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import hfdist
 from cases import METHODS, Case, loop, relative_error
-from comms import collectives_of
+from communication.compiled import collectives_of
 from hfdist import CG, HessianFree, parallel
 from quick import mostly_slow
 

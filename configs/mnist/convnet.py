@@ -5,5 +5,8 @@ from hfdist.models.conv_net import ConvNet
 from hfdist.runs.config import Config
 
 config = Config(
-    method=HessianFree(damping=1.0, learning_rate=0.5), model=ConvNet(), batch_size=256, epochs=3
+    method=HessianFree(damping=1.0, learning_rate=0.5),
+    model=ConvNet(),
+    batch_size=256,
+    epochs=3,
 )

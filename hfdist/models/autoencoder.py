@@ -51,5 +51,5 @@ def _sparse(
     inputs, units = shape
     choose, draw = jax.random.split(key)
     ranks = jnp.argsort(jax.random.uniform(choose, (units, inputs)), axis=1)
-    kept = jnp.argsort(ranks, axis=1).T < incoming
+    kept = incoming > jnp.argsort(ranks, axis=1).T
     return jnp.where(kept, jax.random.normal(draw, shape, dtype), 0)

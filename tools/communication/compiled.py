@@ -4,17 +4,16 @@ import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from hfdist.data.idx import Examples
-from hfdist.data.pipeline import GlobalBatches, decode
+from hfdist.methods.method import make_step
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
+from hfdist.tasks.examples import Examples
+from toolkit.batches import first_batch
 
 # The text form of XLA's HLO, as far as collectives need it.
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE)
@@ -40,17 +39,13 @@ class Collective(NamedTuple):
 
 def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
-    problem, params = config.build_problem(examples.inputs.shape[1])
+    problem, params = config.build_problem()
     optimizer = config.method.build(problem, mesh)
-    update: Callable[..., Any] = optimizer.update
-    chunk = GlobalBatches(examples, config.batch_size, config.seed).chunk(0, 1)
-    batch = {name: jnp.asarray(array[0]) for name, array in chunk.items()}
+    update = make_step(optimizer)
+    batch = first_batch(examples, config.batch_size, config.seed)
 
     def step(carry, batch):
-        params, state = carry
-        batch = decode(batch, config.dtype)
-        updates, state = update(None, state, params, batch=batch)
-        return (optax.apply_updates(params, updates), state), state.info
+        return update(carry, config.data.prepare(batch, config.dtype))
 
     return step, ((params, optimizer.init(params)), batch)
 

@@ -3,7 +3,7 @@
 Every process is pinned to a core of its own and holds its share of the batch; they
 meet over loopback, in gloo. The autoencoder 784-1000-500-250-30 mirrored has 2.8
 million parameters, so that each all-reduce moves 11 MB. Run by `tools/bench.py`; each
-process is this file again, which prints what it measured as JSON.
+process is this module again, which prints what it measured as JSON.
 """
 
 import json
@@ -15,18 +15,17 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import optax
 from optax import tree
 
 import hfdist
-from comms import Collective, Cost, Link, step_seconds
+from benchmarks.measurement import Measurement, seconds_each
+from communication.compiled import Collective
+from communication.cost import Cost, Link, step_seconds
 from hfdist.cluster.processes import joined
-from hfdist.data.idx import IDX
-from hfdist.data.pipeline import GlobalBatches, decode
+from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import (
@@ -38,10 +37,12 @@ from hfdist.parallel import (
 )
 from hfdist.pytree import parameter_count
 from hfdist.quadratics import quadratic
-from measurement import Measurement, seconds_each
+from hfdist.tasks.idx import IDX
+from hfdist.tasks.pipeline import GlobalBatches
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
 HIDDEN = (1000, 500, 250, 30, 250, 500, 1000)
+TOOLS = Path(__file__).parent.parent
 
 
 def scaling() -> list[Measurement]:
@@ -125,7 +126,8 @@ def _run(processes: int) -> dict[str, float]:
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, Path(__file__)],
+            [sys.executable, "-m", "benchmarks.scaling"],
+            cwd=TOOLS,
             env={**env, "HFDIST_PROCESS_ID": str(process)},
             stdout=subprocess.PIPE,
             text=True,
@@ -145,25 +147,19 @@ def _measure() -> dict[str, float]:
     cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
     method = hfdist.HessianFree(cg=cg, input_reduction=False)
     optimizer = method.build(problem, mesh)
-    params, state = replicate((params, optimizer.init(params)), mesh)
+    carry = params, _ = replicate((params, optimizer.init(params)), mesh)
     weak = _batch(EXAMPLES * jax.process_count(), mesh)
     strong = _batch(EXAMPLES, mesh)
 
-    update: Callable[..., Any] = optimizer.update
-
-    @jax.jit
-    def step(params, state, batch):
-        updates, state = update(None, state, params, batch=batch)
-        return optax.apply_updates(params, updates), state
-
+    step = jax.jit(make_step(optimizer))
     products = partial(_products, problem, mesh)
     reduces, vector = (
         partial(_all_reduces, mesh),
         replicate(np.zeros(250_000, "f"), mesh),
     )
     programs = {
-        "weak": partial(step, params, state, weak),
-        "strong": partial(step, params, state, strong),
+        "weak": partial(step, carry, weak),
+        "strong": partial(step, carry, strong),
         "products": partial(products(CG_STEPS), None, None, params, weak),
         "no_products": partial(products(0), None, None, params, weak),
         "all_reduce": partial(reduces(), None, None, params, weak),
@@ -221,9 +217,10 @@ def _all_reduces(mesh) -> Callable:
 def _batch(examples: int, mesh) -> dict[str, jax.Array]:
     """The first MNIST images, to be reconstructed."""
     rows = local_rows(examples, mesh)
-    source = GlobalBatches(IDX().load("train"), examples, None, rows)
+    source = GlobalBatches(IDX().examples("train"), examples, None, rows)
     chunk = place_chunk(source.chunk(0, 1), mesh)
-    inputs = jax.jit(lambda c: decode({"inputs": c["inputs"][0]}, "float32"))(chunk)
+    first = jax.tree.map(lambda a: a[0], chunk)
+    inputs = jax.jit(partial(IDX().prepare, dtype="float32"))(first)
     return {"inputs": inputs["inputs"], "targets": inputs["inputs"]}
 
 

@@ -1,6 +1,5 @@
 """What a run directory says, in arrays, and what its steps cost."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +17,9 @@ from hfdist.runs.run_directory import read_config, read_record
 PRODUCT = {"gauss_newton": 4, "hessian": 6, "finite_difference": 3}
 GRADIENT = 3
 Columns = dict[str, np.ndarray]  # leaves (lines,)
-# What the tools read from the lines of a split, beside what every reader does; where
-# a line may lack it, it has NaN.
-ALSO = {
-    "train": {"damping", "rho", "cg_steps", "step_norm", "compile_seconds"},
-    "test": set(),
-}
+# What the tools read from the lines of steps, beside what every reader does; where a
+# line may lack it, it has NaN.
+ALSO = {"damping", "rho", "cg_steps", "step_norm", "compile_seconds"}
 MAY_LACK = {"compile_seconds"}
 CONFIG_HELP = "the runs' config file, if it defines or imports classes of your own"
 
@@ -35,6 +31,11 @@ class Run(NamedTuple):
     config: Config
     train: Columns
     test: Columns  # empty arrays before the first evaluation
+
+    @property
+    def figures(self) -> list[str]:
+        """What the task reports of an evaluation beside the loss."""
+        return [name for name in self.test if name not in metrics.EVERY]
 
     @property
     def steps(self) -> int:
@@ -80,10 +81,9 @@ def read(folder: Path) -> Run:
 def _columns(lines: list[metrics.Line], split: str) -> Columns:
     """Numbers by name. Raises ValueError for a line that has something else there."""
     chosen = [line for line in lines if line["split"] == split]
-    return {
-        name: np.array(list(_numbers(chosen, name)))
-        for name in sorted({*metrics.NUMBERS[split], *ALSO[split]})
-    }
+    also = ALSO if split == "train" else {name for line in chosen for name in line}
+    names = {*metrics.NUMBERS[split], *also} - {"split"}
+    return {name: np.array(list(_numbers(chosen, name))) for name in sorted(names)}
 
 
 def _numbers(lines: list[metrics.Line], name: str) -> Iterable[float]:
@@ -148,18 +148,5 @@ def gradient_equivalents(run: Run) -> np.ndarray:
 
 def parameters(config: Config) -> int:
     """N, the number of a config's parameters."""
-    _, params = config.build_problem(config.data.load("test").inputs.shape[1])
+    _, params = config.build_problem()
     return parameter_count(params)
-
-
-def to_json(value: Any) -> str:
-    """JSON text in which non-finite numbers are strings, as in metrics.jsonl."""
-
-    def valid(v):
-        if isinstance(v, dict):
-            return {key: valid(item) for key, item in v.items()}
-        if isinstance(v, list | tuple):
-            return [valid(item) for item in v]
-        return str(v) if isinstance(v, float) and not math.isfinite(v) else v
-
-    return json.dumps(valid(value), indent=2, default=str)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-import figures
-from paper import PAPER
-from runs import Run
+from drawings import style
+from paper_report.comparison import PAPER
+from toolkit.recorded import Run
 
 # The methods of each figure, and its panels.
 LOSS = (("loss", "step"), ("loss", "seconds"))
@@ -28,7 +28,7 @@ LABELS = {
     "seconds": "seconds of training",
     "epoch": "epoch",
 }
-LOOKS = {config: figures.look(i) for i, config in enumerate(PAPER)}
+LOOKS = {config: style.look(i) for i, config in enumerate(PAPER)}
 
 
 def draw(
@@ -37,15 +37,15 @@ def draw(
     """Writes each figure as PNG and SVG; its PNG and caption, by its name."""
     drawn = {}
     for number, (name, (configs, panels)) in enumerate(FIGURES.items(), 2):
-        figure = figures.figure(4.2 * len(panels), 3.8)
+        figure = style.figure(4.2 * len(panels), 3.8)
         for axes, (quantity, x) in zip(
             figure.subplots(1, len(panels)), panels, strict=True
         ):
             for config in configs:
                 _curve(axes, runs[config], per_epoch, quantity, x, config)
             _finish(axes, [runs[c] for c in configs], quantity, x)
-        figures.legend(figure, {_label(c, runs[c]): LOOKS[c] for c in configs})
-        png, _ = figures.save(figure, folder / name)
+        style.legend(figure, {_label(c, runs[c]): LOOKS[c] for c in configs})
+        png, _ = style.save(figure, folder / name)
         methods = ", ".join(PAPER[config].name for config in configs)
         drawn[name] = png, f"The paper's Figure {number}: {methods}."
     return drawn
@@ -69,21 +69,21 @@ def _curve(
     length = min(len(table["step"]) for table in tables)
     values = [table[quantity][:length] for table in tables]
     if quantity == "loss":
-        values = [figures.running_median(v) for v in values]
+        values = [style.running_median(v) for v in values]
     steps = tables[0]["step"][:length]
     places = {
         "step": steps,
         "epoch": steps / per_epoch,
         "seconds": np.mean([table["seconds"][:length] for table in tables], axis=0),
     }
-    figures.band(axes, places[x], values, LOOKS[config])
+    style.band(axes, places[x], values, LOOKS[config])
 
 
 def _finish(axes: Axes, shown: Sequence[Sequence[Run]], quantity: str, x: str) -> None:
     axes.set_xlabel(LABELS[x])
     axes.set_ylabel(LABELS[quantity])
     if quantity == "loss":
-        figures.log_scale(axes, "y")
+        style.log_scale(axes, "y")
     ends = [run.seconds for runs in shown for run in runs]
     if x == "seconds" and max(ends) > 10 * min(ends):
-        figures.log_scale(axes, "x")
+        style.log_scale(axes, "x")

@@ -16,22 +16,9 @@ M: order of the matrix, K: eigenpairs kept, P: probes, m: Lanczos steps.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
-from scipy.sparse import linalg
-
-arpack: Any = linalg  # type checkers misread its untyped signatures
-TOLERANCE = 1e-7  # ‖A v - θ v‖ / |θ| of an eigenpair
-
-
-class Pairs(NamedTuple):
-    """Eigenpairs A v = θ v, largest |θ| first."""
-
-    values_K: np.ndarray
-    vectors_MK: np.ndarray
-    residuals_K: np.ndarray  # ‖A v - θ v‖, ‖v‖ = 1
 
 
 class Quadrature(NamedTuple):
@@ -42,28 +29,12 @@ class Quadrature(NamedTuple):
     residuals_Pm: np.ndarray  # ‖A y - θ y‖ of the unit Ritz vector y of a node θ
 
 
-def largest_pairs(product: Callable, order: int, count: int, seed: int) -> Pairs:
-    """The eigenpairs of largest |θ|, by ARPACK's restarted Lanczos.
-
-    product takes and returns rows (P, M).
-    """
-    operator = arpack.LinearOperator(
-        (order, order), matvec=lambda v: product(v.reshape(1, -1))[0], dtype=np.float64
-    )
-    start_M = np.random.default_rng(seed).normal(size=order)
-    values_K, vectors_MK = arpack.eigsh(
-        operator, k=count, which="LM", tol=TOLERANCE, v0=start_M
-    )
-    places = np.argsort(-abs(values_K))
-    values_K, vectors_MK = values_K[places], vectors_MK[:, places]
-    rests_KM = product(vectors_MK.T) - values_K[:, None] * vectors_MK.T
-    return Pairs(values_K, vectors_MK, np.linalg.norm(rests_KM, axis=1))
-
-
 def quadrature(
     product: Callable, v_MK: np.ndarray, probes: int, steps: int, seed: int
 ) -> Quadrature:
     """Lanczos quadrature from Gaussian probes orthogonal to the columns of v_MK."""
+    from scipy.linalg import eigh_tridiagonal  # a fifth of a second
+
     probes_PM = np.random.default_rng(seed).normal(size=(probes, len(v_MK)))
     diagonal_Pm, off_diagonal_Pm = _tridiagonal(product, v_MK, probes_PM, steps)
     rules = [

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import hfdist
+from benchmarks.measurement import Measurement
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_newest, saved_in
 from hfdist.runs.train import train
-from measurement import Measurement
 
 ROUNDS = 3
 BASELINE = Config(method=hfdist.HessianFree())
@@ -63,7 +63,7 @@ def _seconds(config: Config, run_dir: Path) -> float:
 
 def _restore(config: Config, run_dir: Path) -> tuple[float, int, int]:
     """Seconds to restore, bytes on disk, bytes of the arrays."""
-    problem, params = config.build_problem(784)
+    problem, params = config.build_problem()
     carry = params, config.method.build(problem).init(params)
     checkpoints = saved_in(run_dir)
     (step,) = checkpoints.steps()

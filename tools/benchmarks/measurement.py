@@ -1,14 +1,13 @@
 """What the benchmarks report: figures beside the limits that they should keep."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from rich.console import Console
-from rich.table import Table
+
+from hfdist.runs.progress import print_table
 
 
 class Measurement(NamedTuple):
@@ -35,19 +34,16 @@ def seconds_each(function: Callable, *args: Any, repeats: int) -> list[float]:
     return times
 
 
-def report(measurements: Sequence[Measurement], as_json: bool) -> None:
-    """Print a table for people, or a JSON list for programs."""
-    if as_json:
-        print(json.dumps([m._asdict() for m in measurements]))
-        return
+def print_measurements(measurements: Sequence[Measurement]) -> None:
+    """A table for people, titled with where it was measured."""
     device = jax.devices()[0]
-    table = Table(
-        title=f"{device.device_kind}, {os.cpu_count()} cores, jax {jax.__version__}"
-    )
-    for column in ("measured", "value", "limit", "unit", ""):
-        table.add_column(column, justify="left" if column == "measured" else "right")
-    for m in measurements:
-        limit = "" if m.limit is None else f"{m.limit:.3g}"
-        verdict = "" if m.limit is None else ("ok" if m.kept else "MISSED")
-        table.add_row(m.name, f"{m.value:.4g}", limit, m.unit, verdict)
-    Console(soft_wrap=True).print(table)
+    title = f"{device.device_kind}, {os.cpu_count()} cores, jax {jax.__version__}"
+    header = ("measured", "value", "limit", "unit", "")
+    print_table(map(_row, measurements), header, title, justify="right")
+
+
+def _row(m: Measurement) -> tuple[str, ...]:
+    if m.limit is None:
+        return m.name, f"{m.value:.4g}", "", m.unit, ""
+    verdict = "ok" if m.kept else "MISSED"
+    return m.name, f"{m.value:.4g}", f"{m.limit:.3g}", m.unit, verdict

@@ -1,22 +1,26 @@
 """The eigenvalues of a curvature matrix: all of them, or their distribution.
 
 Exactly, from the dense matrix without its zero rows, by LAPACK in float64 (M products
-and about 4/3 M³ multiply-adds); or from products alone, by lanczos.py. Either way the
+and about 4/3 M³ multiply-adds); or from products alone: those of largest modulus by
+eigenpairs.py, and the distribution of the others by quadrature.py. Either way the
 spectrum is a sum of point masses: `counts` eigenvalues at `values`, N in all.
 
 N: parameters, M: those whose row is not zero, K: eigenpairs known one by one,
 V: point masses, G: points of a grid.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import numpy as np
 
-from curvature_matrix import Matrix
+from hfdist.eigenpairs import largest_pairs
 from hfdist.errors import UsageError
+from hfdist.matrix import Matrix
 from hfdist.memory import device_memory
-from hfdist.quadratics import Curvature
-from lanczos import largest_pairs, quadrature
+from hfdist.pytree import parameter_count
+from hfdist.spectrum.live import Live, live_rows
+from hfdist.spectrum.quadrature import quadrature
 
 # Up to this M all eigenvalues of a matrix take under half a minute on two cores.
 EXACT_UP_TO = 4000
@@ -58,6 +62,16 @@ class Spectrum(NamedTuple):
         counts_V = self.counts_V[self.values_V < -self.zero_below]
         return float(counts_V.sum() / self.counts_V.sum())
 
+    def condition(self, damping: float) -> float:
+        """(θ_max + λ) / (θ_min + λ) of C + λI; infinite if singular, nan if indefinite.
+
+        Singular is what is 0 to `zero_below`.
+        """
+        largest, smallest = self.largest + damping, self.smallest + damping
+        if abs(smallest) <= self.zero_below:
+            return math.inf
+        return largest / smallest if smallest > 0 else math.nan
+
     def moment(self, power: int) -> float:
         """Σ λᵖ: the trace of C, and of C²."""
         return float(self.counts_V @ self.values_V**power)
@@ -73,20 +87,12 @@ class Spectrum(NamedTuple):
         return kernel_GV @ self.counts_V / self.counts_V.sum()
 
 
-class Found(NamedTuple):
-    """The spectrum of one matrix at one checkpoint."""
-
-    step: int
-    curvature: Curvature
-    spectrum: Spectrum
-
-
-def check_memory(parameters: int, force_exact: bool) -> None:
+def check_memory(parameters: int, exactly: bool) -> None:
     """Raise UsageError where the numbers cannot fit into the device's memory."""
     dense = 3 * parameters**2  # the rule of Dense
     basis = (PROBES * STEPS + 4 * PAIRS) * parameters  # Lanczos vectors and ARPACK's
-    numbers = dense if force_exact else min(dense, basis)
-    remedy = "leave out --exact" if force_exact else "take a smaller network"
+    numbers = dense if exactly else min(dense, basis)
+    remedy = "do not ask for all of them" if exactly else "take a smaller network"
     needed, available = 8 * numbers, device_memory()
     if needed > available:
         raise UsageError(
@@ -96,14 +102,14 @@ def check_memory(parameters: int, force_exact: bool) -> None:
         )
 
 
-def exact(matrix: Matrix, top: int) -> Spectrum:
+def exact(matrix: Live, top: int) -> Spectrum:
     """All eigenvalues, of (C + Cᵀ) / 2: rounding makes C differ from its transpose."""
     c_MM = matrix.dense()
     values_M = np.linalg.eigvalsh((c_MM + c_MM.T) / 2)
     zero_rows = matrix.parameters - len(values_M)
     values_N = np.concatenate([np.zeros(zero_rows), values_M])
     moduli_N = abs(values_N)
-    roundoff = len(values_N) * np.finfo(float).eps * moduli_N.max()
+    roundoff = len(values_N) * matrix.eps * moduli_N.max()
     return Spectrum(
         method="exact",
         values_V=values_N,
@@ -117,15 +123,13 @@ def exact(matrix: Matrix, top: int) -> Spectrum:
     )
 
 
-def from_products(matrix: Matrix, top: int, seed: int = 0) -> Spectrum:
+def from_products(matrix: Live, top: int, seed: int = 0) -> Spectrum:
     """The eigenvalues of largest |λ|, and the distribution of the others."""
     order = len(matrix.live_M)
     kept = min(max(PAIRS, top), order // 2)
-    pairs = largest_pairs(matrix.product, order, kept, seed)
+    pairs = largest_pairs(matrix.product, order, kept, seed, matrix.eps)
     others = order - kept
-    rule = quadrature(
-        matrix.product, pairs.vectors_MK, PROBES, min(STEPS, others), seed
-    )
+    rule = quadrature(matrix.product, pairs.vectors, PROBES, min(STEPS, others), seed)
     zeros = np.zeros(matrix.parameters - order)
     known = np.append(pairs.values_K, zeros)
     residuals = np.append(pairs.residuals_K, zeros)
@@ -133,7 +137,7 @@ def from_products(matrix: Matrix, top: int, seed: int = 0) -> Spectrum:
     traces_P = np.sum(weights_Pm * rule.nodes_Pm, axis=1)
     values_V = np.append(known, rule.nodes_Pm)
     smallest_residual = np.append(residuals, rule.residuals_Pm)[np.argmin(values_V)]
-    roundoff = matrix.parameters * np.finfo(float).eps * abs(pairs.values_K[0])
+    roundoff = matrix.parameters * matrix.eps * abs(pairs.values_K[0])
     return Spectrum(
         method="lanczos",
         values_V=values_V,
@@ -147,27 +151,15 @@ def from_products(matrix: Matrix, top: int, seed: int = 0) -> Spectrum:
     )
 
 
-def spectrum(matrix: Matrix, top: int, force_exact: bool) -> Spectrum:
-    """Exact where that is quick, or told to be."""
-    if force_exact or len(matrix.live_M) <= EXACT_UP_TO:
-        return exact(matrix, top)
-    return from_products(matrix, top)
+def spectrum(matrix: Matrix, top: int = 10, exactly: bool = False) -> Spectrum:
+    """The spectrum of C: all its eigenvalues where that is quick, or told to be.
 
-
-def to_json(found: Spectrum) -> dict[str, Any]:
-    """What a program may want of a spectrum, the point masses left out."""
-    residuals = found.residuals_K
-    return {
-        "method": found.method,
-        "largest": found.largest,
-        "smallest": found.smallest,
-        "smallest_residual": found.smallest_residual,
-        "negative_share": found.negative_share,
-        "zero_below": found.zero_below,
-        "zeros": found.zeros,
-        "trace": found.moment(1),
-        "trace_error": found.trace_error,
-        "trace_of_square": found.moment(2),
-        "top": found.top_K.tolist(),
-        "residuals": None if residuals is None else residuals.tolist(),
-    }
+    Otherwise, for more than 4,000 params whose row is not zero, the `top` eigenvalues
+    of largest modulus and the distribution of the others. Raises UsageError where the
+    numbers cannot fit, or C is not finite.
+    """
+    check_memory(parameter_count(matrix.params), exactly)
+    live = live_rows(matrix)
+    if exactly or len(live.live_M) <= EXACT_UP_TO:
+        return exact(live, top)
+    return from_products(live, top)

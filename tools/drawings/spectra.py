@@ -2,20 +2,30 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter, SymmetricalLogLocator
 
-import figures
-from eigenvalues import Found
+from drawings import style
+from hfdist.quadratics import Curvature
+from hfdist.spectrum import Spectrum
 
 NAMES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton matrix"}
-LOOKS = {name: figures.look(i) for i, name in enumerate(NAMES)}
+LOOKS = {name: style.look(i) for i, name in enumerate(NAMES)}
 # Of the largest |λ|; below it the axis is linear.
 LINEAR = 1e-6
 POINTS, FEWEST = 2000, 0.1
 AT_TOP, AT_LEFT = ("data", "axes fraction"), ("axes fraction", "data")
+
+
+class Found(NamedTuple):
+    """The spectrum of one matrix at one checkpoint."""
+
+    step: int
+    curvature: Curvature
+    spectrum: Spectrum
 
 
 def draw(found: Sequence[Found], damping: float, prefix: Path) -> list[Path]:
@@ -23,16 +33,16 @@ def draw(found: Sequence[Found], damping: float, prefix: Path) -> list[Path]:
     steps = sorted({one.step for one in found})
     last = [one for one in found if one.step == steps[-1]]
     if len(steps) == 1:
-        drawn = figures.figure(10, 4.5)
+        drawn = style.figure(10, 4.5)
         _density(drawn.subplots(), last, damping)
     else:
-        drawn = figures.figure(10, 8)
+        drawn = style.figure(10, 8)
         panels = drawn.subplot_mosaic([["density"] * 2, ["extremes", "shares"]])
         _density(panels["density"], last, damping)
         _extremes(panels["extremes"], found, damping)
         _shares(panels["shares"], found)
-    figures.legend(drawn, {NAMES[one.curvature]: LOOKS[one.curvature] for one in last})
-    return figures.save(drawn, prefix)
+    style.legend(drawn, {NAMES[one.curvature]: LOOKS[one.curvature] for one in last})
+    return style.save(drawn, prefix)
 
 
 def _density(axes: Axes, last: Sequence[Found], damping: float) -> None:
@@ -68,7 +78,7 @@ def _extremes(axes: Axes, found: Sequence[Found], damping: float) -> None:
         steps = np.array([one.step for one in curve])
         ends = np.array([_ends(one) for one in curve])
         for end in ends.T:
-            figures.line(axes, steps, end, LOOKS[curvature])
+            style.line(axes, steps, end, LOOKS[curvature])
     if damping:
         axes.axhline(-damping, color="black", linewidth=1)
         axes.annotate(
@@ -87,7 +97,7 @@ def _shares(axes: Axes, found: Sequence[Found]) -> None:
     for curvature, curve in _curves(found).items():
         steps = np.array([one.step for one in curve])
         negative = np.array([one.spectrum.negative_share for one in curve])
-        figures.line(axes, steps, negative, LOOKS[curvature])
+        style.line(axes, steps, negative, LOOKS[curvature])
         zero = [one.spectrum.zeros / one.spectrum.counts_V.sum() for one in curve]
         axes.plot(steps, zero, alpha=0.4, marker="s", markersize=4, **LOOKS[curvature])
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from paper_tables import Methods, times
+from paper_report.tables import Methods, times
 
 V100_STEP = 222 / 6566  # s; the paper's SGD: 7 epochs of 938 steps
 

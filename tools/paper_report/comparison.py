@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfdist.runs.evaluate import evaluate
-from runs import Run
+from toolkit.recorded import Run
 
 
 class Published(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = Path(__file__).with_name("document.html")
 
 
 class Heading(NamedTuple):

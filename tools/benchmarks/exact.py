@@ -12,13 +12,13 @@ import jax
 from optax import tree
 
 import hfdist
-from hfdist.data.idx import IDX
-from hfdist.data.pipeline import GlobalBatches, decode
+from benchmarks.measurement import Measurement, seconds_each
+from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_params
 from hfdist.runs.train import train
-from measurement import Measurement, seconds_each
+from toolkit.batches import mnist_batch
 
 NEWTON = hfdist.Newton(damping=32.0, learning_rate=0.5)
 ROUNDS = 3
@@ -38,17 +38,15 @@ def exact() -> list[Measurement]:
 
 def _dense_step() -> list[Measurement]:
     """A damped-Newton step of the paper's network in all params, and reduced."""
-    problem, params = Config(method=NEWTON).build_problem(784)
-    chunk = GlobalBatches(IDX().load("train"), batch_size=64, seed=0).chunk(0, 1)
-    batch = decode(jax.tree.map(lambda a: jax.device_put(a[0]), chunk), "float32")
+    problem, params = Config(method=NEWTON).build_problem()
+    batch = mnist_batch("train", 64)
 
     def seconds(method: hfdist.Method, repeats: int) -> float:
         optimizer = method.build(problem)
-        update: Any = optimizer.update
-        step = jax.jit(lambda state: update(None, state, params, batch=batch))
-        state = optimizer.init(params)
-        seconds_each(step, state, repeats=1)
-        return statistics.median(seconds_each(step, state, repeats=repeats))
+        step = jax.jit(make_step(optimizer))
+        carry = params, optimizer.init(params)
+        seconds_each(step, carry, batch, repeats=1)
+        return statistics.median(seconds_each(step, carry, batch, repeats=repeats))
 
     full = seconds(replace(NEWTON, input_reduction=False), 3)
     reduced = seconds(NEWTON, 20)
@@ -84,7 +82,7 @@ def _trajectories(dtype: Any, rtol: float, limit: float) -> list[Measurement]:
         config = Config(method=method, dtype=dtype, max_steps=STEPS)
         with tempfile.TemporaryDirectory() as folder, jax.enable_x64(True):
             _run(config, Path(folder))
-            _, start = config.build_problem(784)
+            _, start = config.build_problem()
             ends.append(jax.device_get(restore_params(Path(folder), start)[1]))
     with jax.enable_x64(True):
         difference = tree.norm(tree.sub(*ends)) / tree.norm(ends[0])

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from report import Grid
+from paper_report.document import Grid
 
-Methods = Sequence[dict[str, Any]]  # as paper.compare gives them
+Methods = Sequence[dict[str, Any]]  # as comparison.compare gives them
 
 FIGURES = {
     "total_seconds": "training time",
