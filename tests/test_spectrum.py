@@ -73,10 +73,8 @@ def truth(curvature, predict, params):
 
 def matrix_of(problem, params, examples, curvature, mesh):
     """As the tool makes it."""
-    problem, batches = (
-        spectrum.on_stored(problem, IDX()),
-        spectrum.placed_batches(examples, mesh),
-    )
+    problem = spectrum.on_stored(problem, IDX())
+    batches = spectrum.placed_batches(examples, mesh)
     params = tree.cast(params, "float64")
     return hfdist.curvature(problem, params, batches, curvature, mesh, stacked=True)
 
@@ -111,6 +109,17 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     np.testing.assert_allclose(found.top_K, by_modulus[:10], rtol=1e-8)
     with pytest.raises(UsageError, match="not finite"):
         live_rows(replace(matrix, params=tree.full_like(params, np.nan)))
+
+
+def test_a_matrix_in_float32_has_its_own_roundoff(net):
+    problem, params = net
+    batch = {"inputs": PIXELS.astype("f") / 255, "labels": SMALL.labels.astype("i4")}
+    narrow = tree.cast(params, "float32")
+    found = hfdist.spectrum.spectrum(hfdist.curvature(problem, narrow, batch))
+    expected_N = np.linalg.eigvalsh(truth("gauss_newton", problem.predict, params))
+    np.testing.assert_allclose(found.top_K, expected_N[:-11:-1], rtol=0, atol=1e-5)
+    assert found.negative_share == 0
+    assert found.zeros >= np.sum(abs(expected_N) < 1e-12)
 
 
 def known(values_M, zero_rows=10):
