@@ -5,8 +5,8 @@
 
 Two cores of an AMD EPYC, shared, seeds 0 to 2: a second of training; R² on the 88 test
 rows 0.52 to 0.54. Linear least squares on the same rows: 0.52; with the rows split by
---data.split-seed 1 and 2 the net has 0.52 and 0.49 to 0.50, least squares 0.54 and 0.50.
-The table is small and noisy: a net is no better than a straight line.
+--data.split-seed 1 and 2 the net has 0.52 and 0.49 to 0.50, least squares 0.54 and
+0.50. The table is small and noisy: a net is no better than a straight line.
 """
 
 from pathlib import Path

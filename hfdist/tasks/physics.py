@@ -99,9 +99,8 @@ class Poisson(Task):
                 return u(x_BD)
             return jnp.where(batch["interior"], -laplacian(u, x_BD), u(x_BD))
 
-        if self.jacobian:
-            predict = with_jacobian(predict)
-        return Problem(predict, loss), params
+        chosen = with_jacobian(predict) if self.jacobian else predict
+        return Problem(chosen, loss), params
 
     def figures(self, outputs, batch):
         """The squares of u - u* and of u*."""
