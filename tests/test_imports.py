@@ -45,7 +45,7 @@ ONLY = {
     "runs.progress": set(),
     "runs.interrupt": {"cluster.processes"},
     "runs.metrics": {"errors", "runs.files"},
-    "runs.checkpoint": {"errors", "pytree"},
+    "runs.checkpoint": {"checks", "errors", "pytree"},
     "runs.run_lock": {"cluster.processes", "errors", "runs.files"},
     "runs.sinks": {"errors", "runs.config", "runs.files", "runs.metrics"},
     "runs.resume": {

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hfdist.checks import shown
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree
 
@@ -157,7 +158,8 @@ class Checkpoints:
         if sealed["run"] != self._run:
             raise UsageError(
                 f"checkpoint {step} in {self.folder} is of another run "
-                f"({sealed['run']}, and this is {self._run}): move it away"
+                f"({shown(sealed['run'])}, and this is {shown(self._run)}): move it "
+                f"away"
             )
         if sealed["step"] != step:
             raise UsageError(

@@ -28,7 +28,7 @@ from jax.errors import JAXTypeError
 from hfdist import losses
 from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
 from hfdist.data.idx import IDX
-from hfdist.errors import UsageError
+from hfdist.errors import UsageError, told
 from hfdist.memory import device_memory
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
@@ -41,6 +41,7 @@ Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"
 
 # Where hfdist's own classes of settings are, and those that its users add to it.
 OWN_MODULE = re.compile(r"hfdist\.(methods|models|data|solvers)(\.[A-Za-z_]\w*)*", re.A)
+MODULE = "<run_path>"  # of a config file's own classes, as runpy calls it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +167,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (Exception, SystemExit) as error:
         raise _raised_in(path, error) from error
     # Kept as a module: annotations that are text are read in their class's.
-    module = ModuleType("<run_path>")  # as runpy calls it, whatever it calls itself
+    module = ModuleType(MODULE)
     vars(module).update(variables)
-    sys.modules[module.__name__] = module
+    sys.modules[MODULE] = module  # whatever it calls itself
     config = variables.get("config")
     if not isinstance(config, Config):
         found = "nothing" if config is None else f"a {type(config).__name__}"
@@ -176,14 +177,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"config {path} defines {found} as `config`: add a line "
             f"`config = hfdist.runs.config.Config(method=...)`"
         )
-    return tyro.cli(
-        Config,
-        prog=f"hfdist train {path}",
-        description=variables.get("__doc__"),
-        default=config,
-        args=list(overrides),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    try:
+        return tyro.cli(
+            Config,
+            prog=f"hfdist train {path}",
+            description=inspect.getdoc(module),
+            default=config,
+            args=list(overrides),
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except Exception as error:  # of a class of the file's own, which an override made
+        raise _raised_in(path, error) from error
 
 
 def _raised_in(path: Path, error: BaseException) -> UsageError:
@@ -196,7 +200,7 @@ def _raised_in(path: Path, error: BaseException) -> UsageError:
     if isinstance(error, UsageError):
         return UsageError(f"{where.removesuffix(',')}: {error}")
     return UsageError(
-        f"{where} cannot be run as Python ({type(error).__name__}: {error}): it must "
+        f"{where} cannot be run as Python ({told(error)}): it must "
         f"be a file that defines `config = hfdist.runs.config.Config(...)`"
     )
 
@@ -246,7 +250,15 @@ def _built(value: Any) -> Any:
                 f"{cls.__name__} {fault} {shown(min(names))} in config.json: put the "
                 f"file back, or use the version of hfdist that wrote it"
             )
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # of a class of a user's own
+        raise UsageError(
+            f"{cls.__name__} cannot be made from config.json ({told(error)}): mend the "
+            f"class, or put the file back"
+        ) from error
 
 
 def _arguments(cls: type[Settings]) -> dict[str, bool]:
@@ -272,7 +284,7 @@ def _defined(name: Any) -> type[Settings]:
         except Exception as error:
             raise UsageError(
                 f"module {module} of class {qualname} cannot be imported "
-                f"({type(error).__name__}: {error}): mend it, or put it back"
+                f"({told(error)}): mend it, or put it back"
             ) from error
     if name not in Settings.defined:
         raise UsageError(
