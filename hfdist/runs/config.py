@@ -103,8 +103,7 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in _arguments(type(self)):
-            _check_holdable(name, getattr(self, name))
+        to_json(self)  # or config.json cannot hold it
 
     def build_problem(self, inputs: int) -> tuple[Problem, PyTree]:
         """The problem and the initial params, for examples of `inputs` features.
@@ -116,26 +115,6 @@ class Config(Settings):
         predict, params = functional(build())
         params = optax.tree.cast(params, self.dtype)
         return Problem(predict, getattr(losses, self.loss), self.l2), params
-
-
-def _check_holdable(name: str, value: Any) -> None:
-    """Raise UsageError for a setting that config.json cannot hold."""
-    if isinstance(value, Settings):
-        for field_name in _arguments(type(value)):
-            _check_holdable(f"{name}.{field_name}", getattr(value, field_name))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            _check_holdable(name, item)
-    elif callable(value):
-        raise UsageError(
-            f"{name} is a function, which config.json cannot hold: give a number here, "
-            f"and use schedules in a loop of your own"
-        )
-    elif not isinstance(value, str | int | float | Path | None):
-        raise UsageError(
-            f"{name} is {shown(value)}, which config.json cannot hold: use numbers, "
-            f"text, paths, tuples of them, and subclasses of hfdist.checks.Settings"
-        )
 
 
 def _check_memory(build: Callable[[], nnx.Module], dtype: Dtype) -> None:
@@ -205,15 +184,29 @@ def _raised_in(path: Path, error: BaseException) -> UsageError:
     )
 
 
-def to_json(value: Any) -> Any:
-    """A config tree as JSON values."""
-    if isinstance(value, Settings):
-        names = _arguments(type(value))
-        values = {name: to_json(getattr(value, name)) for name in names}
-        return {"class": class_name(type(value)), **values}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def to_json(value: Any, path: Callable[[Path], str] = str, name: str = "") -> Any:
+    """A config tree as JSON values, its paths as `path` writes them.
+
+    Raises UsageError for what JSON cannot hold, by the name of the value.
+    """
+    match value:
+        case Settings():
+            values = {
+                inner: to_json(getattr(value, inner), path, f"{name}.{inner}")
+                for inner in _arguments(type(value))
+            }
+            return {"class": class_name(type(value)), **values}
+        case tuple() | list():
+            return [to_json(item, path, name) for item in value]
+        case Path():
+            return path(value)
+        case str() | int() | float() | None:
+            return value
+    raise UsageError(
+        f"{name[1:]} is {'a function' if callable(value) else shown(value)}, which "
+        f"config.json cannot hold: use numbers, text, paths, tuples of them, and "
+        f"subclasses of hfdist.checks.Settings; schedules are for loops of your own"
+    )
 
 
 def from_json(tree: Any) -> Config:
