@@ -10,6 +10,7 @@ from hfdist.errors import UsageError
 from hfdist.runs.output import tolerate_lost_output
 
 if TYPE_CHECKING:
+    from hfdist.runs.evaluate import Evaluation
     from hfdist.runs.recorder import Result
 
 DONE, USAGE, DIVERGED, STOPPED, INTERRUPTED = 0, 2, 3, 75, 130
@@ -90,15 +91,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _report(result: "Result", max_rejected: int) -> None:
-    from hfdist.runs.progress import print_table
+    from hfdist.runs.progress import digits, print_table
 
     assert result.test is not None
     print_table(
         [
             ("steps", result.steps),
-            ("training loss, mean of the last epoch", f"{result.train_loss:.4f}"),
-            ("test loss", f"{result.test.loss:.4f}"),
-            ("test accuracy", f"{result.test.accuracy:.4f}"),
+            ("training loss, mean of the last epoch", digits(result.train_loss)),
+            *_figures("test", result.test),
             ("training seconds", f"{result.seconds:.2f}"),
             ("compilation seconds", f"{result.compile_seconds:.2f}"),
             ("steps rejected", result.rejected),
@@ -117,6 +117,14 @@ def _report(result: "Result", max_rejected: int) -> None:
             f"stopped after step {result.steps:,}, and saved: the same command with "
             f"--run-dir {result.run_dir} continues"
         )
+
+
+def _figures(split: str, means: "Evaluation") -> list[tuple[str, str]]:
+    """Rows of a table: the loss, and what the task reports beside it."""
+    from hfdist.runs.progress import digits, words
+
+    figures = {"loss": means.loss} | means.figures
+    return [(f"{split} {words(name)}", digits(x)) for name, x in figures.items()]
 
 
 def _say(message: object) -> None:
@@ -142,13 +150,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     split = arguments.split
     step, means = evaluate(arguments.run_dir, arguments.step, split)
-    print_table(
-        [
-            ("step", step),
-            (f"{split} loss", f"{means.loss:.4f}"),
-            (f"{split} accuracy", f"{means.accuracy:.4f}"),
-        ]
-    )
+    print_table([("step", step), *_figures(split, means)])
     return DONE
 
 

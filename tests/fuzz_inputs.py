@@ -109,7 +109,7 @@ import numpy as np
 import jax.numpy as jnp
 from hfdist import *
 from hfdist.runs.config import Config
-from hfdist.data.idx import IDX
+from hfdist.tasks.idx import IDX
 from hfdist.models.mlp import MLP
 from hfdist.checks import Count, NonNegative
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from hfdist import CG, SGD, HessianFree, Newton, methods
-from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config, from_json, load, to_json
+from hfdist.tasks.idx import IDX
 
 PAPER = Path(__file__).parent.parent / "configs" / "paper"
 NAN = float("nan")
@@ -137,7 +137,7 @@ GARBLED = [
     *((tree_of(model__hidden=x), "MLP.hidden") for x in (3, ["3"], [None], [[3]])),
     *((tree_of(data__dir=x), "IDX.dir is") for x in (3, [], "\0", "\ud800")),
     *((tree_of(run_dir=x), "Config.run_dir is") for x in (3, ["x"], False)),
-    *((tree_of(loss=x), "Config.loss is") for x in ("hinge", 3, [], None)),
+    *((tree_of(data__loss=x), "IDX.loss is") for x in ("hinge", 3, [], None)),
     *((tree_of(model=x), "Config.model is") for x in (None, "MLP", 3, [], nested(20))),
     (tree_of(model=nested(5000)), "nested too deep"),
     (nested(5000), "nested too deep"),
@@ -331,7 +331,7 @@ def test_an_override_out_of_range_ends_with_2(overrides, message, capsys):
 def test_params_that_cannot_fit_are_refused_before_they_are_made(hidden, dtype):
     config = Config(method=SGD(), model=MLP(hidden=hidden), dtype=dtype)
     with pytest.raises(UsageError, match=r"the model has [\d,]+ params, which take"):
-        config.build_problem(784)
+        config.build_problem()
 
 
 def test_a_model_whose_shapes_cannot_be_told_is_built():
@@ -341,8 +341,8 @@ def test_a_model_whose_shapes_cannot_be_told_is_built():
             assert float(jnp.sum(module.layers[0].kernel[...])) != 0
             return module
 
-    _, params = Config(method=SGD(), model=Picky()).build_problem(784)
-    _, expected = Config(method=SGD()).build_problem(784)
+    _, params = Config(method=SGD(), model=Picky()).build_problem()
+    _, expected = Config(method=SGD()).build_problem()
     assert jax.tree.all(jax.tree.map(jnp.array_equal, params, expected))
 
 

@@ -101,6 +101,6 @@ def test_the_image_gets_what_it_needs(tmp_path):
     (wheel,) = tmp_path.glob("dist/*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "hfdist/cluster/processes.py" in names
-    assert "hfdist/data/mnist/train-images-idx3-ubyte.gz" in names
+    assert "hfdist/tasks/mnist/train-images-idx3-ubyte.gz" in names
     assert (tmp_path / CONTAINER["args"][1]).exists()
     assert f"--uid {POD['securityContext']['runAsUser']} " in text

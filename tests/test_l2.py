@@ -112,7 +112,7 @@ def test_the_reduction_steps_aside():
 
 def test_the_trainers_l2_is_the_problems():
     config = hfdist.runs.config.Config(method=SGD(), l2=0.25)
-    assert config.build_problem(5)[0].l2 == 0.25
+    assert config.build_problem()[0].l2 == 0.25
 
 
 @pytest.mark.parametrize(

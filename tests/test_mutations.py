@@ -145,10 +145,10 @@ MUTATIONS = {
         "settings",
     ),
     "drop the last, partial batch": (
-        "data/pipeline.py",
-        "-(-len(self.examples.labels) // self.batch_size)",
-        "len(self.examples.labels) // self.batch_size",
-        "data",
+        "tasks/pipeline.py",
+        "-(-len(self.examples) // self.batch_size)",
+        "len(self.examples) // self.batch_size",
+        "pipeline",
     ),
 }
 

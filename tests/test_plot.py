@@ -17,11 +17,11 @@ import hfdist
 import idx_files
 import plot
 import runs
-from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs import metrics
 from hfdist.runs.config import Config, to_json
+from hfdist.tasks.idx import IDX
 
 HF = hfdist.HessianFree()
 

@@ -256,24 +256,22 @@ def listeners(tables, port):
 FAULTY = """
 import os
 from pathlib import Path
-import numpy as np
 from hfdist import SGD
 from hfdist.runs.config import Config
-from hfdist.data.idx import IDX, Examples
+from hfdist.tasks.examples import Arrays
+from hfdist.tasks.idx import IDX
 
-class Reads:
-    def __init__(self, array):
-        self.array, self.count, self.shape = array, 0, array.shape
-    def __getitem__(self, rows):
-        self.count += 1
-        if self.count == 20 and os.environ["HFDIST_PROCESS_ID"] == "WHERE":
+class Reads(Arrays):
+    count = 0
+    def gather(self, places):
+        Reads.count += 1
+        if Reads.count == 30 and os.environ["HFDIST_PROCESS_ID"] == "WHERE":
             raise RuntimeError("the disk is on fire")
-        return self.array[rows]
+        return super().gather(places)
 
 class Faulty(IDX):
-    def load(self, split):
-        examples = super().load(split)
-        return Examples(Reads(examples.inputs), examples.labels)
+    def examples(self, split):
+        return Reads(super().examples(split).entries)
 
 config = Config(method=SGD(), data=Faulty(dir=Path("DATA"), classes=3), batch_size=16,
                 epochs=100000)

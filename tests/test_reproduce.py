@@ -24,10 +24,10 @@ import paper
 import paper_text
 import reproduce
 import runs
-from hfdist.data.idx import IDX
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
+from hfdist.tasks.idx import IDX
 from together import ROOT, clean_environment
 from unreduced import unreduced
 

@@ -254,15 +254,16 @@ NAN = """
 import numpy as np
 from hfdist import HessianFree
 from hfdist.runs.config import Config
-from hfdist.data.idx import IDX, Examples
+from hfdist.tasks.examples import Arrays
+from hfdist.tasks.idx import IDX
 
 class Spoiled(IDX):
-    def load(self, split):
-        examples = super().load(split)
-        inputs = examples.inputs.astype(np.float32)
+    def examples(self, split):
+        entries = super().examples(split).entries
+        inputs = entries["inputs"].astype(np.float32)
         if split == "train":
             inputs[777] = np.nan
-        return Examples(inputs, examples.labels)
+        return Arrays(entries | {"inputs": inputs})
 
 config = Config(method=HessianFree(), data=Spoiled())
 """

@@ -410,14 +410,15 @@ CROPPED = """
 from dataclasses import dataclass
 from hfdist import SGD
 from hfdist.runs.config import Config
-from hfdist.data.idx import IDX
+from hfdist.tasks.examples import Arrays
+from hfdist.tasks.idx import IDX
 
 @dataclass(frozen=True, kw_only=True)
 class Cropped(IDX):
-    def load(self, split):
-        examples = super().load(split)
+    def examples(self, split):
+        entries = super().examples(split).entries
         features = 16 if split == "train" else 9
-        return examples._replace(inputs=examples.inputs[:, :features])
+        return Arrays(entries | {"inputs": entries["inputs"][:, :features]})
 
 config = Config(method=SGD(), data=Cropped())
 """
@@ -427,7 +428,10 @@ def test_test_examples_of_another_size_are_refused_at_once(hfdist, settings, tmp
     (tmp_path / "cropped.py").write_text(CROPPED)
     run = [tmp_path / "cropped.py", *settings, "--run-dir", tmp_path / "run"]
     code, shown = hfdist("train", *run)
-    assert (code, bool(re.search("have 16 features .* 9:", shown))) == (2, True), shown
+    assert (
+        code,
+        bool(re.search(r"has inputs of shape \(16,\) .* \(9,\):", shown)),
+    ) == (2, True), shown
     assert not (tmp_path / "run").exists()
 
 

@@ -14,11 +14,11 @@ import hfdist
 from cases import LM, Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
 from hfdist.checks import Positive
-from hfdist.data.idx import IDX
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
 from hfdist.runs.config import Config
 from hfdist.solvers.dense import Dense
+from hfdist.tasks.idx import IDX
 from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
@@ -46,7 +46,7 @@ each_mesh = pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
             "curvature is 'ggn'",
         ),
         (lambda: Config(method=SGD(), dtype="float16"), "dtype is 'float16'"),
-        (lambda: Config(method=SGD(), loss="mse"), "loss is 'mse'"),
+        (lambda: IDX(loss="mse"), "loss is 'mse'"),
         (lambda: MLP(activation="rleu"), r"activation is 'rleu'.*\(perhaps 'relu'\)"),
         (lambda: HessianFree(damping_bounds=(0.0, 1.0)), r"damping_bounds\[0\] is 0.0"),
         (lambda: HessianFree(damping_bounds=(1.0, 0.1)), "give the least first"),
@@ -155,7 +155,7 @@ REFUSED = [
     (config, "method", HessianFree, r"the class HessianFree: use .* HessianFree\("),
     (config, "model", MLP, r"the class MLP: use an instance, MLP\("),
     *((config, "data", x, "use an instance of") for x in (Path("x"), SGD(), None)),
-    *((config, "loss", x, "use one of softmax") for x in ("hinge", None, 1, [], str)),
+    *((IDX, "loss", x, "use one of softmax") for x in ("hinge", None, 1, [], str)),
     (config, "dtype", jnp.float32, "use one of float32, float64"),
     *((IDX, "classes", x, "use at least 2") for x in (1, 0)),
     *((IDX, "dir", x, "use a path") for x in (1, ["x"], "\0")),

@@ -14,33 +14,33 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 import tyro
-from flax import nnx
 from jax.errors import JAXTypeError
 
-from hfdist import losses
 from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
-from hfdist.data.idx import IDX
 from hfdist.errors import UsageError, told
 from hfdist.memory import device_memory
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
-from hfdist.models.model import Model, functional
+from hfdist.models.model import Model
 from hfdist.problem import Problem
 from hfdist.pytree import PyTree, parameter_count
+from hfdist.tasks.idx import IDX
+from hfdist.tasks.task import Task
 
 Dtype = Literal["float32", "float64"]
-Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
 
 # Where hfdist's own classes of settings are, and those that its users add to it.
-OWN_MODULE = re.compile(r"hfdist\.(methods|models|data|solvers)(\.[A-Za-z_]\w*)*", re.A)
+OWN_MODULE = re.compile(
+    r"hfdist\.(methods|models|tasks|solvers)(\.[A-Za-z_]\w*)*", re.A
+)
 MODULE = "<run_path>"  # of a config file's own classes, as runpy calls it
 
 
@@ -52,10 +52,8 @@ class Config(Settings):
     """Optimisation method."""
     model: Model = field(default_factory=MLP)
     """Network."""
-    data: IDX = field(default_factory=IDX)
-    """Training and test examples."""
-    loss: Loss = "softmax_cross_entropy"
-    """Per-example loss of the outputs."""
+    data: Task = field(default_factory=IDX)
+    """What is learnt, from which examples."""
     l2: NonNegative = 0.0
     """Weight decay μ: training minimises the mean loss + ½ μ Σ w²; evaluations report
     the mean loss alone."""
@@ -105,25 +103,22 @@ class Config(Settings):
         super().__post_init__()
         to_json(self)  # or config.json cannot hold it
 
-    def build_problem(self, inputs: int) -> tuple[Problem, PyTree]:
-        """The problem and the initial params, for examples of `inputs` features.
+    def build_problem(self) -> tuple[Problem, PyTree]:
+        """The problem and the initial params.
 
         Raises UsageError, before they are made, for params that no memory could hold.
         """
-        build = partial(self.model.build, inputs, self.data.classes, self.seed)
-        _check_memory(build, self.dtype)
-        predict, params = functional(build())
-        params = optax.tree.cast(params, self.dtype)
-        return Problem(predict, getattr(losses, self.loss), self.l2), params
+        _check_memory(lambda: self.data.problem(self.model, self.seed)[1], self.dtype)
+        problem, params = self.data.problem(self.model, self.seed)
+        return problem._replace(l2=self.l2), optax.tree.cast(params, self.dtype)
 
 
-def _check_memory(build: Callable[[], nnx.Module], dtype: Dtype) -> None:
-    """Raise UsageError for a module whose params cannot fit, if its shapes tell."""
+def _check_memory(init: Callable[[], PyTree], dtype: Dtype) -> None:
+    """Raise UsageError for params that cannot fit, if their shapes tell."""
     try:
-        module = nnx.eval_shape(build)
+        count = parameter_count(jax.eval_shape(init))
     except JAXTypeError:  # a model of a caller's own that computes with its params
         return
-    count = parameter_count(nnx.state(module, nnx.Param))
     needed, available = 2 * count * jnp.dtype(dtype).itemsize, device_memory()
     if needed > available:
         raise UsageError(

@@ -1,56 +1,93 @@
-"""Mean loss and accuracy over the test examples."""
+"""Mean loss, and the task's other figures, over the examples of a split."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hfdist.data.idx import Examples, Split
-from hfdist.data.pipeline import GlobalBatches, decode
+from hfdist.errors import UsageError
 from hfdist.parallel import local_rows, place_chunk
 from hfdist.problem import Problem, weighted_sums
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
+from hfdist.runs.metrics import RESERVED
 from hfdist.runs.run_directory import read_config
+from hfdist.tasks.examples import Examples, readable
+from hfdist.tasks.pipeline import Chunk, GlobalBatches, chunks
+from hfdist.tasks.task import Split, Task
 
 
 class Evaluation(NamedTuple):
     """Means over the examples of a split."""
 
     loss: float
-    accuracy: float
+    figures: dict[str, float]  # what the task reports beside it
 
 
 def evaluator(
-    problem: Problem, examples: Examples, config: Config, mesh: Mesh | None
+    problem: Problem,
+    params: PyTree,
+    examples: Examples,
+    config: Config,
+    mesh: Mesh | None,
 ) -> Callable[[PyTree], Evaluation]:
-    """params -> Evaluation over all the examples, held on the devices."""
+    """A function of such params: the Evaluation over all the examples.
+
+    They are held on the devices if they are few, else read anew each time. Raises
+    UsageError for what tracing refuses.
+    """
+    task = config.data
     devices = 1 if mesh is None else mesh.size
-    batch_size = min(config.evaluation_batch_size, len(examples.labels))
+    batch_size = min(config.evaluation_batch_size, len(examples))
     batch_size += -batch_size % devices  # the devices share it evenly
     rows = local_rows(batch_size, mesh)
     source = GlobalBatches(examples, batch_size, None, rows)
-    batches = place_chunk(source.chunk(0, source.per_epoch), mesh)
+    most = source.most(source.per_epoch)
+    starts = range(0, source.per_epoch, most)
+    spans = [(start, min(most, source.per_epoch - start)) for start in starts]
 
     @jax.jit
-    def totals(params, batches):
+    def totals(params: PyTree, chunk: Chunk):
         def sums(batch):
-            batch = decode(batch, config.dtype)
-            outputs_BC = problem.predict(params, batch)
-            correct_B = jnp.argmax(outputs_BC, -1) == batch["labels"]
-            loss_sum, weight_sum = weighted_sums(problem, outputs_BC, batch)
-            return loss_sum, weight_sum, jnp.sum(batch["weights"] * correct_B)
+            batch = task.prepare(batch, config.dtype)
+            outputs = problem.predict(params, batch)
+            figures = {
+                name: jnp.sum(batch["weights"] * figure_B)
+                for name, figure_B in task.figures(outputs, batch).items()
+            }
+            return *weighted_sums(problem, outputs, batch), _unreserved(task, figures)
 
-        return jax.tree.map(jnp.sum, jax.lax.map(sums, batches))
+        return jax.tree.map(jnp.sum, jax.lax.map(sums, chunk))
 
-    def evaluate_params(params):
-        loss_sum, weight_sum, correct = (s.item() for s in totals(params, batches))
-        return Evaluation(loss_sum / weight_sum, correct / weight_sum)
+    def placed():
+        return (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
+
+    held = list(placed()) if len(spans) == 1 else None
+    jax.eval_shape(totals, params, held[0] if held else next(placed()))
+
+    def evaluate_params(params: PyTree) -> Evaluation:
+        parts = [totals(params, chunk) for chunk in held or placed()]
+        loss_sum, weight_sum, figures = jax.tree.map(
+            lambda *leaves: sum(leaf.item() for leaf in leaves), *parts
+        )
+        means = {name: total / weight_sum for name, total in figures.items()}
+        loss = loss_sum / weight_sum
+        return Evaluation(loss, _unreserved(task, task.report(means | {"loss": loss})))
 
     return evaluate_params
+
+
+def _unreserved(task: Task, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures. Raises UsageError for a name that metrics.jsonl gives others."""
+    if clashing := figures.keys() & RESERVED:
+        raise UsageError(
+            f"{type(task).__name__} has a figure named {min(clashing)!r}, a name that "
+            f"lines of metrics.jsonl use already: give it another"
+        )
+    return figures
 
 
 def evaluate(
@@ -60,8 +97,8 @@ def evaluate(
     from hfdist.runs.resume import restore_params  # Orbax takes a while to import
 
     config = read_config(run_dir)
-    examples = config.data.load(split)
+    examples = readable(config.data.examples(split))
     with jax.enable_x64(config.dtype == "float64"):
-        problem, params = config.build_problem(examples.inputs.shape[1])
+        problem, params = config.build_problem()
         step, params = restore_params(run_dir, params, step)
-        return step, evaluator(problem, examples, config, mesh=None)(params)
+        return step, evaluator(problem, params, examples, config, None)(params)

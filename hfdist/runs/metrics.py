@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object a line.
 
 Training lines, one a step: {"split": "train", "step", "epoch", "loss", "seconds", …}.
-Evaluation lines: {"split": "test", "step", "epoch", "loss", "accuracy", "seconds"}.
+Evaluation lines: {"split": "test", "step", "epoch", "loss", "seconds", …}, with the
+task's figures, such as "accuracy".
 Numbers read back exactly; non-finite ones are the strings "nan", "inf" and "-inf", so
 that every line is valid JSON.
 """
@@ -22,10 +23,9 @@ Line = dict[str, Any]
 NAME = "metrics.jsonl"
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # What a run that continues, and every tool, reads from a line.
-NUMBERS = {
-    "train": ("step", "epoch", "loss", "seconds", "accepted", "indefinite"),
-    "test": ("step", "epoch", "loss", "seconds", "accuracy"),
-}
+EVERY = ("step", "epoch", "loss", "seconds")
+NUMBERS = {"train": (*EVERY, "accepted", "indefinite"), "test": EVERY}
+RESERVED = {"split", *EVERY}  # no task's figure is named so
 
 
 class MetricsFile:

@@ -30,7 +30,7 @@ class Display:
 
     def advance(self, step: int, loss: float, rate: float) -> None:
         """Move the bar; loss is the newest, rate in steps per second."""
-        self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
+        self._bar.update(self._task, completed=step, loss=digits(loss), rate=rate)
 
     def epoch(self, text: str) -> None:
         """A line for an epoch, where there is no bar to look at."""
@@ -44,6 +44,16 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.stop()
+
+
+def words(name: str) -> str:
+    """A figure's name for people."""
+    return name.replace("_", " ")
+
+
+def digits(figure: float) -> str:
+    """A figure for people: four digits, of whatever size it is."""
+    return f"{figure:#.4g}"
 
 
 def print_table(rows: Iterable[Iterable[object]], header: Collection[str] = ()) -> None:

@@ -13,7 +13,7 @@ from hfdist.runs import metrics
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import Evaluation
 from hfdist.runs.metrics import Line
-from hfdist.runs.progress import Display
+from hfdist.runs.progress import Display, digits, words
 from hfdist.runs.resume import Position
 from hfdist.runs.sinks import open_sinks
 
@@ -85,12 +85,13 @@ class Recorder:
         """Record an evaluation after the last step recorded."""
         self.result.test, step = test, self.result.steps
         line = self._line("test", step, test.loss, self.result.seconds)
-        line["accuracy"] = test.accuracy
-        self._append([line])
+        self._append([line | test.figures])
+        shown = {"train loss": self.result.train_loss, "test loss": test.loss}
+        shown |= {words(name): figure for name, figure in test.figures.items()}
+        figures = "  ".join(f"{name} {digits(x)}" for name, x in shown.items())
         self.display.epoch(
-            f"epoch {line['epoch']}  step {step}  "
-            f"train loss {self.result.train_loss:.4f}  test loss {test.loss:.4f}  "
-            f"accuracy {test.accuracy:.4f}  {self.result.seconds:.1f} s"
+            f"epoch {line['epoch']}  step {step}  {figures}  "
+            f"{self.result.seconds:.1f} s"
         )
 
     def position(self) -> Position:

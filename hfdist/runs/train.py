@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
@@ -27,7 +28,6 @@ from hfdist.cluster.processes import (
     wait_for_all,
     within,
 )
-from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
 from hfdist.methods.method import Info, State
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
@@ -42,6 +42,8 @@ from hfdist.runs.resume import restore_newest, restore_params
 from hfdist.runs.run_directory import agree, note_saved, open_run
 from hfdist.runs.saver import Saver
 from hfdist.runs.spans import Spans
+from hfdist.tasks.examples import Examples, readable
+from hfdist.tasks.pipeline import GlobalBatches, chunks
 
 Carry = tuple[PyTree, State]
 MOST_STEPS = 2**31 - 1  # a method's own count of its updates is an int32
@@ -72,19 +74,24 @@ def train(config: Config, name: str = "run") -> Result:
 
 def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     """The run; what it opens is closed by the stack."""
-    train_set, test_set = config.data.load("train"), config.data.load("test")
+    train_set, test_set = (
+        readable(config.data.examples(split)) for split in ("train", "test")
+    )
     _check_sizes(config, train_set, test_set, mesh)
     rows = local_rows(config.batch_size, mesh)
     source = GlobalBatches(train_set, config.batch_size, config.seed, rows)
     last = last_step(config, source.per_epoch)
-    problem, params = config.build_problem(train_set.inputs.shape[1])
+    problem, params = config.build_problem()
     optimizer = config.method.build(problem, mesh)
     first = _first_params(config, params)
     carry = replicate((first, optimizer.init(first)), mesh)
 
-    chunk_step = make_chunk_step(optimizer, config.dtype)
+    chunk_step = make_chunk_step(
+        optimizer, partial(config.data.prepare, dtype=config.dtype)
+    )
     # What tracing refuses is refused before there is a run directory.
     jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(0, 1), mesh))
+    measure = evaluator(problem, params, test_set, config, mesh)
 
     run = stack.enter_context(open_run(config, name))
     config = replace(config, run_dir=run.folder)
@@ -96,14 +103,14 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
         saver = Saver(
             checkpoints.folder, run.identity, config.keep, config.keep_every, note
         )
-    spans = Spans(start.step, last, source.per_epoch, config.steps_per_dispatch)
+    most = source.most(config.steps_per_dispatch)
+    spans = Spans(start.step, last, source.per_epoch, most)
     recorder = Recorder(config, start, last, source.per_epoch)
     stack.callback(recorder.close)
     if explanation := _explanation(config, problem, params, source):
         recorder.display.say(explanation)
     _enable_compilation_cache(config.compilation_cache)
     programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
-    measure = evaluator(problem, test_set, config, mesh)
     feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
     traced = spans[min(1, len(spans) - 1)] if config.profile and spans else None
     scans = _scans(programs, carry, spans, feed, recorder, traced)
@@ -128,7 +135,10 @@ def _explanation(config, problem, params, source) -> str:
     """What the method says of solving this problem on global batches."""
     chunk = replace(source, rows=slice(None)).chunk(0, 1)
     batch = jax.eval_shape(
-        lambda chunk: decode(jax.tree.map(lambda a: a[0], chunk), config.dtype), chunk
+        lambda chunk: config.data.prepare(
+            jax.tree.map(lambda a: a[0], chunk), config.dtype
+        ),
+        chunk,
     )
     return config.method.explain(problem, params, batch)
 
@@ -204,14 +214,17 @@ def last_step(config: Config, per_epoch: int) -> int:
     return last
 
 
-def _check_sizes(config: Config, train_set, test_set, mesh: Mesh | None) -> None:
-    features = [examples.inputs.shape[1] for examples in (train_set, test_set)]
-    if features[0] != features[1]:
-        raise UsageError(
-            f"training examples have {features[0]} features and test examples "
-            f"{features[1]}: they do not belong together"
-        )
-    batch_size, examples = config.batch_size, len(train_set.labels)
+def _check_sizes(
+    config: Config, train_set: Examples, test_set: Examples, mesh: Mesh | None
+) -> None:
+    train, test = (one.gather(np.zeros(1, int)) for one in (train_set, test_set))
+    for name in train.keys() & test.keys():
+        if train[name].shape != test[name].shape:
+            raise UsageError(
+                f"a training example has {name} of shape {train[name].shape[1:]} and a "
+                f"test example of {test[name].shape[1:]}: they do not belong together"
+            )
+    batch_size, examples = config.batch_size, len(train_set)
     if batch_size > examples:
         raise UsageError(
             f"batch_size is {batch_size} but the data has only {examples} examples: "
@@ -226,14 +239,14 @@ def _check_sizes(config: Config, train_set, test_set, mesh: Mesh | None) -> None
 
 
 def make_chunk_step(
-    optimizer: optax.GradientTransformationExtraArgs, dtype: str
+    optimizer: optax.GradientTransformationExtraArgs, prepare: Callable[[Batch], Batch]
 ) -> Any:
     """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
     update: Callable[..., Any] = optimizer.update
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         params, state = carry
-        updates, state = update(None, state, params, batch=decode(batch, dtype))
+        updates, state = update(None, state, params, batch=prepare(batch))
         # One row for all of the info: each array that a scan stacks costs time.
         return (optax.apply_updates(params, updates), state), ravel_pytree(state.info)[
             0

@@ -1,4 +1,4 @@
-"""IDX files, sound and broken, and the order of the batches."""
+"""IDX files, sound and broken."""
 
 import gzip
 import os
@@ -11,21 +11,20 @@ import pytest
 
 import hfdist
 import idx_files
-from hfdist.data import idx
-from hfdist.data.idx import IDX, Examples
-from hfdist.data.pipeline import GlobalBatches, chunks, decode
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train
+from hfdist.tasks import idx
+from hfdist.tasks.idx import IDX
 
 
 def test_the_shipped_mnist_is_whole():
-    train, test = IDX().load("train"), IDX().load("test")
-    assert train.inputs.shape == (60000, 784)
-    assert test.inputs.shape == (10000, 784)
-    assert np.bincount(test.labels).tolist() == [
+    train, test = (IDX().examples(split).entries for split in ("train", "test"))
+    assert train["inputs"].shape == (60000, 784)
+    assert test["inputs"].shape == (10000, 784)
+    assert np.bincount(test["labels"]).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip
 
@@ -34,18 +33,22 @@ def test_a_shipped_file_that_was_damaged_is_refused(tmp_path, monkeypatch):
     folder = idx_files.make_folder(tmp_path)
     monkeypatch.setattr(idx, "MNIST", folder)
     with pytest.raises(UsageError, match=r"wrong SHA-256.*reinstall"):
-        IDX().load("train")
+        IDX().examples("train")
     (folder / IMAGES).write_bytes(b"not gzip")
-    with pytest.raises(UsageError, match=r"cannot be read .*: reinstall"):
-        IDX().load("train")
+    with pytest.raises(UsageError, match=r"cannot be read .*reinstall hfdist"):
+        IDX().examples("train")
 
 
 def test_files_plain_and_compressed(tmp_path):
     data = IDX(dir=idx_files.make_folder(tmp_path), classes=3)
-    train, test = data.load("train"), data.load("test")
-    assert train.inputs.shape == (100, 16)
-    assert (train.inputs.reshape(100, 4, 4).sum(2).argmax(1) == train.labels).all()
-    assert len(test.labels) == 30
+    train, test = (data.examples(split) for split in ("train", "test"))
+    pixels = train.entries["inputs"].reshape(100, 4, 4)
+    assert (pixels.sum(2).argmax(1) == train.entries["labels"]).all()
+    assert len(test) == 30
+    # make_folder compresses the training images alone.
+    assert (train.readers, test.readers) == (0, 2)
+    assert isinstance(test.entries["inputs"], np.memmap)
+    assert data.pixels() == 16
 
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -168,7 +171,7 @@ def test_a_broken_folder_is_refused_by_name(tmp_path, message, break_it):
     folder = idx_files.make_folder(tmp_path)
     break_it(folder)
     with pytest.raises(UsageError, match=message) as caught:
-        IDX(dir=folder, classes=3).load("train")
+        IDX(dir=folder, classes=3).examples("train")
     assert str(folder) in str(caught.value)
 
 
@@ -177,7 +180,7 @@ def test_a_split_alone_can_be_read(tmp_path, split):
     folder = idx_files.make_folder(tmp_path)
     for path in folder.glob({"train": "t10k*", "test": "train*"}[split]):
         path.unlink()
-    assert IDX(dir=folder, classes=3).load(split).inputs.shape[1] == 16
+    assert IDX(dir=folder, classes=3).examples(split).entries["inputs"].shape[1] == 16
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):
@@ -188,7 +191,7 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     (folder / IMAGES).write_bytes(gzip.compress(head) + 64 * zeros)
     tracemalloc.start()
     with pytest.raises(UsageError, match="more bytes of data"):
-        IDX(dir=folder, classes=3).load("train")
+        IDX(dir=folder, classes=3).examples("train")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -198,7 +201,7 @@ def test_a_bomb_is_not_unpacked(tmp_path):
 )
 def test_the_folder_may_have_any_name(tmp_path, name):
     folder = idx_files.make_folder(tmp_path / name)
-    assert len(IDX(dir=folder, classes=3).load("train").labels) == 100
+    assert len(IDX(dir=folder, classes=3).examples("train")) == 100
 
 
 @pytest.mark.parametrize("name", ["nowhere", "x" * 300, "file/below", "file", "loop"])
@@ -206,7 +209,7 @@ def test_a_folder_that_is_none_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UsageError, match=r"cannot be read \(.*\): give --data.dir"):
-        IDX(dir=tmp_path / name).load("train")
+        IDX(dir=tmp_path / name).examples("train")
 
 
 @pytest.mark.parametrize(
@@ -217,9 +220,10 @@ def test_labels_of_one_two_and_four_bytes(tmp_path, kind, classes):
     labels = np.linspace(0, classes - 1, 100).astype(int)
     idx_files.label_anew(folder, {"train": labels, "t10k": labels[-30:]}, kind)
     data = IDX(dir=folder, classes=classes)
-    source = GlobalBatches(data.load("train"), batch_size=100, seed=None)
-    np.testing.assert_array_equal(source.chunk(0, 1)["labels"], labels[None])
-    assert data.load("test").labels.max() == classes - 1
+    found = data.examples("train").entries["labels"]
+    np.testing.assert_array_equal(found, labels)
+    assert found.dtype == np.int32
+    assert data.examples("test").entries["labels"].max() == classes - 1
 
 
 def test_a_thousand_classes_are_trained_and_evaluated(tmp_path):
@@ -241,64 +245,9 @@ def test_a_thousand_classes_are_trained_and_evaluated(tmp_path):
     assert means == result.test
 
 
-def numbered(n):
-    """n examples whose input is their number."""
-    return Examples(np.arange(n, dtype=np.uint8)[:, None], np.zeros(n, np.uint8))
-
-
-def seen(batch):
-    """The examples of a batch or chunk that have weight 1."""
-    return batch["inputs"][..., 0][batch["weights"] == 1].tolist()
-
-
-def test_an_epoch_is_every_example_once_padded_with_weight_0():
-    source = GlobalBatches(numbered(103), batch_size=10, seed=0)
-    assert source.per_epoch == 11
-    epochs = [source.chunk(11 * epoch, 11) for epoch in range(3)]
-    for epoch in epochs:
-        assert epoch["inputs"].shape == (11, 10, 1)
-        assert sorted(seen(epoch)) == list(range(103))
-        assert epoch["weights"].sum(1).tolist() == [10] * 10 + [3]
-    assert seen(epochs[0]) != seen(epochs[1]) != seen(epochs[2])
-
-
-def test_mnist_has_938_steps_an_epoch():
-    examples = Examples(np.zeros((60000, 1), np.uint8), np.zeros(60000, np.uint8))
-    assert GlobalBatches(examples, batch_size=64, seed=0).per_epoch == 938
-
-
-def test_the_order_depends_on_the_seed_alone_not_on_the_chunks():
-    source = GlobalBatches(numbered(103), batch_size=10, seed=7)
-    whole = source.chunk(11, 11)
-    spans = [(11, 4), (15, 6), (21, 1)]
-    parts = list(chunks(source, spans))
-    for name in whole:
-        np.testing.assert_array_equal(
-            np.concatenate([part[name] for part in parts]), whole[name]
-        )
-    other = GlobalBatches(numbered(103), batch_size=10, seed=8).chunk(11, 11)
-    assert seen(other) != seen(whole)
-
-
-@pytest.mark.parametrize("processes", [2, 5])
-def test_processes_read_their_shares_of_the_same_batches(processes):
-    whole = GlobalBatches(numbered(103), batch_size=10, seed=7).chunk(3, 8)
-    each = 10 // processes
-    shares = [
-        GlobalBatches(numbered(103), 10, 7, slice(p * each, (p + 1) * each)).chunk(3, 8)
-        for p in range(processes)
-    ]
-    for name, array in whole.items():
-        together = np.concatenate([share[name] for share in shares], axis=1)
-        np.testing.assert_array_equal(together, array)
-
-
-def test_without_a_seed_the_order_is_the_files():
-    source = GlobalBatches(numbered(25), batch_size=10, seed=None)
-    assert seen(source.chunk(0, 3)) == list(range(25))
-
-
 def test_pixels_become_floats_between_0_and_1():
-    batch = decode(GlobalBatches(numbered(256), 256, None).chunk(0, 1), "float32")
+    batch = IDX().prepare(
+        {"inputs": np.arange(256, dtype=np.uint8)[:, None]}, "float32"
+    )
     np.testing.assert_allclose(batch["inputs"].ravel(), np.arange(256) / 255, 1e-6)
     assert batch["inputs"].dtype == np.float32

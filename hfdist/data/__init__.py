@@ -1,1 +1,0 @@
-"""Data: files -> arrays in memory -> a Grain pipeline of global batches."""

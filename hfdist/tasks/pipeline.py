@@ -1,0 +1,77 @@
+"""The Grain pipeline from examples by index to chunks of global batches.
+
+A pipeline element is a chunk of whole batches, gathered by index in one call: for
+images of MNIST's size, assembling batches from single examples is 40 times as slow, and
+one element a batch still takes as long as the SGD steps it feeds.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import grain
+import jax
+import numpy as np
+from jax import Array
+
+from hfdist.tasks.examples import Entries, Examples
+
+Chunk = dict[str, Array]  # batches stacked, leaves (steps, B, …)
+MOST_BYTES = 64e6  # of a chunk: several are in memory at a time
+
+
+@dataclass(frozen=True)
+class GlobalBatches:
+    """The batches of a run: batch k is that of step k + 1, on any number of devices.
+
+    The examples are reshuffled every epoch from the seed, which takes 8 bytes of memory
+    for each of them. The last batch of an epoch is padded with examples of weight 0,
+    and none is dropped.
+    """
+
+    examples: Examples
+    batch_size: int
+    seed: int | None  # None: in order
+    # Those of every batch to read: a process's share.
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.examples) // self.batch_size)
+
+    def most(self, steps: int) -> int:
+        """Batches in a chunk: so many steps, if memory is to hold them."""
+        example = self.examples.gather(np.zeros(1, int))
+        nbytes = self.batch_size * sum(a.nbytes for a in jax.tree.leaves(example))
+        return max(1, min(steps, int(MOST_BYTES // nbytes)))
+
+    def chunk(self, first: int, count: int) -> Entries:
+        """The batches first … first + count - 1, all of one epoch, stacked."""
+        epoch, position = divmod(first, self.per_epoch)
+        assert position + count <= self.per_epoch
+        n = len(self.examples)
+        places = np.arange(count * self.batch_size).reshape(count, self.batch_size)
+        places = places[:, self.rows] + position * self.batch_size
+        weights = (places < n).astype(np.float32)
+        places %= n
+        if self.seed is not None:
+            places = _shuffled(n, self.seed, epoch)[places]
+        chunk = self.examples.gather(places)
+        return {**chunk, "weights": weights * chunk.get("weights", np.float32(1))}
+
+
+def chunks(
+    batches: GlobalBatches, spans: Sequence[tuple[int, int]]
+) -> Iterator[Entries]:
+    """The chunks of the given (first batch, count), in order."""
+    dataset = grain.MapDataset.source(spans).map(lambda span: batches.chunk(*span))
+    # Without threads of Grain's own the host gathers while the devices compute.
+    readers = batches.examples.readers
+    options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=readers)
+    return iter(dataset.to_iter_dataset(options))
+
+
+@lru_cache(maxsize=2)
+def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
