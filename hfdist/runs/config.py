@@ -13,7 +13,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -187,8 +187,11 @@ def to_json(value: Any, path: Callable[[Path], str] = str, name: str = "") -> An
     match value:
         case Settings():
             values = {
-                inner: to_json(getattr(value, inner), path, f"{name}.{inner}")
-                for inner in _arguments(type(value))
+                field.name: to_json(
+                    getattr(value, field.name), path, f"{name}.{field.name}"
+                )
+                for field in fields(value)
+                if field.init
             }
             return {"class": class_name(type(value)), **values}
         case tuple() | list():
@@ -227,35 +230,15 @@ def _built(value: Any) -> Any:
         return value
     values = {name: _built(item) for name, item in value.items() if name != "class"}
     cls = _defined(value.get("class"))
-    arguments = _arguments(cls)
-    required = {name for name, has_default in arguments.items() if not has_default}
-    for names, fault in (
-        (values.keys() - arguments.keys(), "has no setting"),
-        (required - values.keys(), "is without its setting"),
-    ):
-        if names:
-            raise UsageError(
-                f"{cls.__name__} {fault} {shown(min(names))} in config.json: put the "
-                f"file back, or use the version of hfdist that wrote it"
-            )
     try:
         return cls(**values)
     except UsageError:
         raise
-    except (Exception, SystemExit) as error:  # of a class of a user's own
+    except (Exception, SystemExit) as error:  # other fields, or a user's own checks
         raise UsageError(
-            f"{cls.__name__} cannot be made from config.json ({told(error)}): mend the "
-            f"class, or put the file back"
+            f"{cls.__name__} cannot be made from config.json ({told(error)}): put the "
+            f"file back, or use the version that wrote it, of hfdist or of your class"
         ) from error
-
-
-def _arguments(cls: type[Settings]) -> dict[str, bool]:
-    """The fields that a class of settings is made from: whether each has a default."""
-    return {
-        field.name: field.default is not MISSING or field.default_factory is not MISSING
-        for field in fields(cls)
-        if field.init
-    }
 
 
 def _defined(name: Any) -> type[Settings]:
