@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hfdist.errors import UsageError
 from hfdist.runs.output import tolerate_lost_output
@@ -161,19 +161,12 @@ def command() -> NoReturn:
     disk that takes no more.
     """
     tolerate_lost_output()
-    sys.unraisablehook = _say_unless_late
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     if code in (DONE, STOPPED):
         sys.exit(code)
     os._exit(code)
-
-
-def _say_unless_late(unraisable: Any) -> None:
-    # Writes that fail beside the one whose error Orbax raised find its loop closed.
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

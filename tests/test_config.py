@@ -1,6 +1,7 @@
 """Config files, overrides, and their JSON."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -126,9 +127,9 @@ GARBLED = [
     (tree_of(method=tree_of()), "Config.method is Config"),
     (tree_of(method__cg=to_json(SGD())), "HessianFree.cg is SGD"),
     (tree_of(data=to_json(MLP())), "Config.data is MLP"),
-    (without("method"), "Config is without its setting 'method'"),
-    (tree_of(epoch=3), "Config has no setting 'epoch'"),
-    (tree_of(method__cg__steps=3), "CG has no setting 'steps'"),
+    (without("method"), "Config cannot be made .* missing .*: 'method'"),
+    (tree_of(epoch=3), "Config cannot be made .* unexpected .* 'epoch'"),
+    (tree_of(method__cg__steps=3), "CG cannot be made .* unexpected .* 'steps'"),
     *((tree_of(epochs=x), "Config.epochs is") for x in ("3", None, [3], True, 0, 2.5)),
     *((tree_of(epochs=x), "Config.epochs is") for x in (NAN, 1e300, -1, nested(99))),
     *((tree_of(method__damping=x), "HessianFree.damping is") for x in ("4", NAN, [1])),
@@ -238,6 +239,8 @@ RAISED = {
     "x = (\n1": r"line 1, cannot .*SyntaxError",
     "raise SystemExit(3)": r"line 1, cannot .*SystemExit: 3",
     "import nowhere_at_all": r"line 1, cannot .*No module named",
+    "class E(Exception):\n    def __str__(self): 1 / 0\nraise E": r"line 3, .*\(E: …\)",
+    "raise KeyError('x' * 10**6)": r"line 1, cannot .*KeyError: 'xxx",
 }
 
 
@@ -248,6 +251,38 @@ def test_what_a_config_file_raises_names_its_line(text, tmp_path):
     with pytest.raises(UsageError, match=RAISED[text]) as caught:
         load(file)
     assert str(caught.value).startswith(f"config {file}, line ")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("line", ["__name__ = None", "__name__ = 'os'", "__doc__ = 3"])
+def test_what_a_config_file_calls_itself_harms_nothing(line, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "os", os)  # back again, should it go
+    file = tmp_path / "named.py"
+    file.write_text(f"{MINE.replace('TIMES', '1')}\n{line}")
+    assert load(file, ["--method.times", "2"]).method.times == 2
+    assert sys.modules["os"] is os
+    assert None not in sys.modules
+
+
+PICKY = MINE.replace("TIMES", "1").replace(
+    "config =",
+    """
+    def __post_init__(self):
+        if self.times == 5:
+            raise KeyError("five")
+
+config =""",
+)
+
+
+def test_what_a_users_class_raises_is_one_message(tmp_path):
+    file = tmp_path / "picky.py"
+    file.write_text(PICKY)
+    with pytest.raises(UsageError, match=r"picky.py, line 12, .*\(KeyError: 'five'\)"):
+        load(file, ["--method.times", "5"])
+    tree = tree_of(load(file), method__times=5)
+    with pytest.raises(UsageError, match=r"Mine cannot be made .*\(KeyError: 'five'\)"):
+        from_json(tree)
 
 
 @pytest.mark.parametrize(

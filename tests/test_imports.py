@@ -61,7 +61,7 @@ ONLY = {
         *("problem", "pytree"),
     },
     "runs.metrics": {"errors", "runs.files"},
-    "runs.checkpoint": {"errors", "pytree"},
+    "runs.checkpoint": {"checks", "errors", "pytree"},
     "runs.run_lock": {"cluster.processes", "errors", "runs.files"},
     "runs.sinks": {"errors", "runs.config", "runs.files", "runs.metrics"},
     "runs.resume": {

@@ -101,6 +101,15 @@ def test_a_missing_checkpoint_is_named(hfdist, finished):
     assert "no checkpoint of step 5; its steps are [7, 14]" in shown
 
 
+@pytest.mark.parametrize("run", [["x"] * 1000, "x" * 10**5, None, 3, {}])
+def test_an_odd_identity_is_one_short_message(hfdist, finished, tmp_path, run):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": run}))
+    code, said = hfdist("evaluate", tmp_path / "run")
+    assert (code, said.count("hfdist: "), len(said) < 500) == (2, 1, True), said
+
+
 def remove_checkpoints(run_dir):
     shutil.rmtree(run_dir / "checkpoints")
 
@@ -154,7 +163,7 @@ HARM = {
     empty_checkpoints: r"has no checkpoint, though this run has saved\. Nothing was",
     spoil_all: r"no sound checkpoint to use: .* 14 is unsound: .* 7 is uns.*\. Nothing",
     rename: r"checkpoint 15 in .* is that of step 14: give it back its name",
-    of_another_run: r"checkpoint 14 in .* is of another run \(.*, and this is another",
+    of_another_run: r"checkpoint 14 in .* is of another run \(.*, and this is 'ano",
     shift: r"metrics.jsonl has no end of a line at byte [\d,]+, where",
     spoil_a_line: r"metrics.jsonl is damaged: line 3 is no line of metrics",
     make_folder: r"metrics.jsonl cannot be read \(it is not a file\)",

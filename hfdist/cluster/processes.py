@@ -32,7 +32,7 @@ from hfdist.cluster.place import (
     find_place,
     relay,
 )
-from hfdist.errors import UsageError
+from hfdist.errors import UsageError, told
 
 BEAT = 2.0  # seconds between signs of life, if they are not given up sooner
 READ = 2.0  # seconds in which the others hear what process 0 has last said
@@ -221,7 +221,7 @@ def _look_for_silent(
 
 
 def _fail(store: Any, error: BaseException, silence: float) -> NoReturn:
-    code, message = 1, f"{type(error).__name__}: {error}"
+    code, message = 1, told(error)
     if isinstance(error, UsageError):
         code, message = 2, str(error)
     elif isinstance(error, KeyboardInterrupt):

@@ -16,9 +16,10 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hfdist.checks import shown
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree
 
-# Orbax warns of what is meant, and logs the errors that it raises. Of the writes that
-# fail beside the one whose error it raises asyncio logs more, after our message.
+# Orbax warns of what is meant, and logs the errors that it raises. Of the reads and
+# writes that fail beside the one whose error it raises asyncio logs more, after our
+# message, or they find Orbax's loop closed.
 for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
+
+def _say_unless_late(unraisable: Any, say: Callable = sys.unraisablehook) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        say(unraisable)
+
+
+sys.unraisablehook = _say_unless_late
 
 # Raise it with every change to what a checkpoint holds.
 FORMAT = 3
@@ -157,7 +167,8 @@ class Checkpoints:
         if sealed["run"] != self._run:
             raise UsageError(
                 f"checkpoint {step} in {self.folder} is of another run "
-                f"({sealed['run']}, and this is {self._run}): move it away"
+                f"({shown(sealed['run'])}, and this is {shown(self._run)}): move it "
+                f"away"
             )
         if sealed["step"] != step:
             raise UsageError(

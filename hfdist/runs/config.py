@@ -13,7 +13,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ import tyro
 from jax.errors import JAXTypeError
 
 from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
-from hfdist.errors import UsageError
+from hfdist.errors import UsageError, told
 from hfdist.memory import device_memory
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
@@ -41,6 +41,7 @@ Dtype = Literal["float32", "float64"]
 OWN_MODULE = re.compile(
     r"hfdist\.(methods|models|tasks|solvers)(\.[A-Za-z_]\w*)*", re.A
 )
+MODULE = "<run_path>"  # of a config file's own classes, as runpy calls it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,7 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in _arguments(type(self)):
-            _check_holdable(name, getattr(self, name))
+        to_json(self)  # or config.json cannot hold it
 
     def build_problem(self) -> tuple[Problem, PyTree]:
         """The problem and the initial params.
@@ -111,26 +111,6 @@ class Config(Settings):
         _check_memory(lambda: self.data.problem(self.model, self.seed)[1], self.dtype)
         problem, params = self.data.problem(self.model, self.seed)
         return problem._replace(l2=self.l2), optax.tree.cast(params, self.dtype)
-
-
-def _check_holdable(name: str, value: Any) -> None:
-    """Raise UsageError for a setting that config.json cannot hold."""
-    if isinstance(value, Settings):
-        for field_name in _arguments(type(value)):
-            _check_holdable(f"{name}.{field_name}", getattr(value, field_name))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            _check_holdable(name, item)
-    elif callable(value):
-        raise UsageError(
-            f"{name} is a function, which config.json cannot hold: give a number here, "
-            f"and use schedules in a loop of your own"
-        )
-    elif not isinstance(value, str | int | float | Path | None):
-        raise UsageError(
-            f"{name} is {shown(value)}, which config.json cannot hold: use numbers, "
-            f"text, paths, tuples of them, and subclasses of hfdist.checks.Settings"
-        )
 
 
 def _check_memory(init: Callable[[], PyTree], dtype: Dtype) -> None:
@@ -164,9 +144,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (Exception, SystemExit) as error:
         raise _raised_in(path, error) from error
     # Kept as a module: annotations that are text are read in their class's.
-    module = ModuleType("<run_path>")  # as runpy calls it, whatever it calls itself
+    module = ModuleType(MODULE)
     vars(module).update(variables)
-    sys.modules[module.__name__] = module
+    sys.modules[MODULE] = module  # whatever it calls itself
     config = variables.get("config")
     if not isinstance(config, Config):
         found = "nothing" if config is None else f"a {type(config).__name__}"
@@ -174,14 +154,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"config {path} defines {found} as `config`: add a line "
             f"`config = hfdist.runs.config.Config(method=...)`"
         )
-    return tyro.cli(
-        Config,
-        prog=f"hfdist train {path}",
-        description=variables.get("__doc__"),
-        default=config,
-        args=list(overrides),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    try:
+        return tyro.cli(
+            Config,
+            prog=f"hfdist train {path}",
+            description=inspect.getdoc(module),
+            default=config,
+            args=list(overrides),
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except Exception as error:  # of a class of the file's own, which an override made
+        raise _raised_in(path, error) from error
 
 
 def _raised_in(path: Path, error: BaseException) -> UsageError:
@@ -194,20 +177,37 @@ def _raised_in(path: Path, error: BaseException) -> UsageError:
     if isinstance(error, UsageError):
         return UsageError(f"{where.removesuffix(',')}: {error}")
     return UsageError(
-        f"{where} cannot be run as Python ({type(error).__name__}: {error}): it must "
+        f"{where} cannot be run as Python ({told(error)}): it must "
         f"be a file that defines `config = hfdist.runs.config.Config(...)`"
     )
 
 
-def to_json(value: Any) -> Any:
-    """A config tree as JSON values."""
-    if isinstance(value, Settings):
-        names = _arguments(type(value))
-        values = {name: to_json(getattr(value, name)) for name in names}
-        return {"class": class_name(type(value)), **values}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def to_json(value: Any, path: Callable[[Path], str] = str, name: str = "") -> Any:
+    """A config tree as JSON values, its paths as `path` writes them.
+
+    Raises UsageError for what JSON cannot hold, by the name of the value.
+    """
+    match value:
+        case Settings():
+            values = {
+                field.name: to_json(
+                    getattr(value, field.name), path, f"{name}.{field.name}"
+                )
+                for field in fields(value)
+                if field.init
+            }
+            return {"class": class_name(type(value)), **values}
+        case tuple() | list():
+            return [to_json(item, path, name) for item in value]
+        case Path():
+            return path(value)
+        case str() | int() | float() | None:
+            return value
+    raise UsageError(
+        f"{name[1:]} is {'a function' if callable(value) else shown(value)}, which "
+        f"config.json cannot hold: use numbers, text, paths, tuples of them, and "
+        f"subclasses of hfdist.checks.Settings; schedules are for loops of your own"
+    )
 
 
 def from_json(tree: Any) -> Config:
@@ -233,27 +233,15 @@ def _built(value: Any) -> Any:
         return value
     values = {name: _built(item) for name, item in value.items() if name != "class"}
     cls = _defined(value.get("class"))
-    arguments = _arguments(cls)
-    required = {name for name, has_default in arguments.items() if not has_default}
-    for names, fault in (
-        (values.keys() - arguments.keys(), "has no setting"),
-        (required - values.keys(), "is without its setting"),
-    ):
-        if names:
-            raise UsageError(
-                f"{cls.__name__} {fault} {shown(min(names))} in config.json: put the "
-                f"file back, or use the version of hfdist that wrote it"
-            )
-    return cls(**values)
-
-
-def _arguments(cls: type[Settings]) -> dict[str, bool]:
-    """The fields that a class of settings is made from: whether each has a default."""
-    return {
-        field.name: field.default is not MISSING or field.default_factory is not MISSING
-        for field in fields(cls)
-        if field.init
-    }
+    try:
+        return cls(**values)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # other fields, or a user's own checks
+        raise UsageError(
+            f"{cls.__name__} cannot be made from config.json ({told(error)}): put the "
+            f"file back, or use the version that wrote it, of hfdist or of your class"
+        ) from error
 
 
 def _defined(name: Any) -> type[Settings]:
@@ -270,7 +258,7 @@ def _defined(name: Any) -> type[Settings]:
         except Exception as error:
             raise UsageError(
                 f"module {module} of class {qualname} cannot be imported "
-                f"({type(error).__name__}: {error}): mend it, or put it back"
+                f"({told(error)}): mend it, or put it back"
             ) from error
     if name not in Settings.defined:
         raise UsageError(

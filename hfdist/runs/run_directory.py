@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,7 +183,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def _check_same(old: Config, new: Config) -> None:
-    before_and_now = (_flat(to_json(_resolved(config))) for config in (old, new))
+    before_and_now = (_flat(to_json(config, _resolved)) for config in (old, new))
     differing = [
         f"{name} was {before}, now {now}"
         for name, before, now in _differences(*before_and_now)
@@ -202,14 +202,9 @@ def _differences(old: dict, new: dict) -> list[tuple[str, Any, Any]]:
     return [(name, before, now) for name, before, now in pairs if before != now]
 
 
-def _resolved(value: Any) -> Any:
-    """A config tree in which each path is the place that it leads to."""
-    if isinstance(value, Path):
-        return value.expanduser().resolve()
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    resolved = {f.name: _resolved(getattr(value, f.name)) for f in fields(value)}
-    return replace(value, **resolved)
+def _resolved(path: Path) -> str:
+    """Where a path leads: another name for it is no other config."""
+    return str(path.expanduser().resolve())
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
