@@ -56,9 +56,8 @@ class Decoder(nnx.Module):
     def __init__(
         self, settings: Transformer, context: int, vocabulary: int, rngs: nnx.Rngs
     ):
-        init = nnx.initializers.normal(STD)
-        self.tokens_VD = nnx.Param(init(rngs.params(), (vocabulary, settings.width)))
-        self.positions_TD = nnx.Param(init(rngs.params(), (context, settings.width)))
+        self.tokens_VD = _embeddings(vocabulary, settings.width, rngs)
+        self.positions_TD = _embeddings(context, settings.width, rngs)
         self.blocks = nnx.List([Block(settings, rngs) for _ in range(settings.layers)])
         self.norm = _norm(settings.width, rngs)
         tied = settings.tied_embeddings  # None: the embeddings are the output layer
@@ -122,6 +121,12 @@ def causal_attention(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array) -> Array:
     seen_TS = jnp.tri(length, dtype=bool)
     weights_BHTS = jax.nn.softmax(jnp.where(seen_TS, scores_BHTS, -jnp.inf))
     return jnp.swapaxes(weights_BHTS @ v, 1, 2)
+
+
+def _embeddings(count: int, width: int, rngs: nnx.Rngs) -> nnx.Param:
+    # float32 as all layers' own are: the seed's params are the same in float64.
+    init = nnx.initializers.normal(STD)
+    return nnx.Param(init(rngs.params(), (count, width), jnp.float32))
 
 
 def _linear(inputs: int, outputs: int, std: float, rngs: nnx.Rngs) -> nnx.Linear:
