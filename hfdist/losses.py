@@ -32,6 +32,14 @@ def squared_error(z_BC: Array, batch: Batch) -> Array:
     return jnp.sum(jnp.square(z_BC - _targets(z_BC, batch)), -1)
 
 
+def next_token_cross_entropy(z_BTV: Array, batch: Batch) -> Array:
+    """l = -1/T Σ_t log softmax(z_t) at label t, in nats a token; labels (B, T).
+
+    H_z is block diagonal: softmax_cross_entropy's for each token, divided by T.
+    """
+    return jnp.mean(softmax_cross_entropy(z_BTV, batch), -1)
+
+
 def _targets(z_BC: Array, batch: Batch) -> Array:
     if "targets" in batch:
         targets_BC = batch["targets"]
@@ -49,6 +57,7 @@ def _targets(z_BC: Array, batch: Batch) -> Array:
 
 
 def _one_hot(labels_B: Array, z_BC: Array, weights_B: Array | None) -> Array:
+    """Rows for labels (B,), or (B, T)."""
     if not jnp.isdtype(labels_B.dtype, ("integral", "bool")):
         raise UsageError(
             f"batch['labels'] are {labels_B.dtype}: use whole numbers, or 'targets'"
@@ -58,6 +67,6 @@ def _one_hot(labels_B: Array, z_BC: Array, weights_B: Array | None) -> Array:
     one_hot_BC = jax.nn.one_hot(labels_B, classes, dtype=z_BC.dtype)
     # jax.nn.one_hot makes it a row of zeros, which would count as loss 0.
     foreign_B = (labels_B < 0) | (labels_B >= classes)
-    if weights_B is not None and weights_B.shape == labels_B.shape:
-        foreign_B &= weights_B != 0
+    if weights_B is not None and weights_B.shape == labels_B.shape[:1]:
+        foreign_B &= jnp.expand_dims(weights_B != 0, range(1, labels_B.ndim))
     return jnp.where(foreign_B[..., None], jnp.nan, one_hot_BC)
