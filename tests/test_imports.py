@@ -14,7 +14,7 @@ ROWS = [
     ["errors"],
     ["batches", "checks", "eigenpairs", "memory", "pytree"],
     ["choices", "outcome", "parallel", "problem"],
-    ["losses", "sums", "damping", "first_product", "solvers", "models"],
+    ["jacobian", "losses", "sums", "damping", "first_product", "solvers", "models"],
     ["curvatures", "step"],
     ["quadratics", "step_rules"],
     ["coordinates"],
@@ -57,7 +57,7 @@ ONLY = {
     "runs.progress": set(),
     "runs.interrupt": {"cluster.processes"},
     "tasks": {
-        *("checks", "errors", "losses", "memory", "models"),
+        *("checks", "errors", "jacobian", "losses", "memory", "models"),
         *("problem", "pytree"),
     },
     "runs.metrics": {"errors", "runs.files"},

@@ -12,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import relative_error
 from hfdist import CG, HessianFree, Newton, UsageError, quadratic
-from hfdist.curvature import value_and_gradient
 from hfdist.jacobian import with_jacobian
 from hfdist.models.mlp import MLP
+from hfdist.quadratics import value_and_gradient
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train

@@ -15,9 +15,9 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import ONE_DEVICE, loop, relative_error
 from hfdist import CG, HessianFree, UsageError, losses, parallel
-from hfdist.curvature import quadratic
 from hfdist.models.mlp import MLP
 from hfdist.models.transformer import Transformer
+from hfdist.quadratics import quadratic
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train
