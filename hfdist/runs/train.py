@@ -225,12 +225,13 @@ def _check_sizes(
                 f"test example of {test[name].shape[1:]}: they do not belong together"
             )
     batch_size, examples = config.batch_size, len(train_set)
-    if batch_size > examples:
+    devices = 1 if mesh is None else mesh.size
+    # Rounded up, so that the devices share it, the whole set is one batch.
+    if batch_size >= examples + devices:
         raise UsageError(
             f"batch_size is {batch_size} but the data has only {examples} examples: "
             f"use a smaller batch"
         )
-    devices = 1 if mesh is None else mesh.size
     if batch_size % devices:
         raise UsageError(
             f"batch_size {batch_size} cannot be split evenly over {devices} devices "

@@ -1,0 +1,121 @@
+"""Every task of configs/, trained as a user would: devices, processes, kills, memory."""
+
+import os
+import signal
+import struct
+import sys
+
+import numpy as np
+import pytest
+
+import idx_files
+import together
+from test_resume import SGD, finish, start, story, wait_for_step
+from together import train_losses
+
+CG = "--method.cg.max-steps 3 --method.cg.rtol 0"
+# What is needed for the losses to be comparable, and soon there.
+TASKS = {
+    "paper/hf_gauss_newton": CG,
+    "mnist/autoencoder": f"{CG} --batch-size 64",
+    "mnist/convnet": f"{CG} --batch-size 16",
+    "mnist/wide": CG,
+    "text/shakespeare": f"{CG} --batch-size 4 --model.layers 2",
+    "table/diabetes": "",
+    "physics/poisson": "",
+}
+WHOLE = {"table/diabetes": 356}  # of 354 rows, so that four devices share them
+SHORT = [
+    "--dtype",
+    "float64",
+    "--max-steps",
+    "4",
+    "--epochs",
+    "10",
+    "--steps-per-dispatch",
+    "1",
+    "--checkpoint-steps",
+    "1",
+    "--checkpoint-minutes",
+    "1e9",
+    "--evaluation-batch-size",
+    "200",
+]
+each_task = pytest.mark.parametrize("name", TASKS)
+
+
+def command(name):
+    return [f"configs/{name}.py", *TASKS[name].split(), *SHORT]
+
+
+@pytest.mark.slow
+@each_task
+def test_devices_and_processes_take_the_same_steps(name, tmp_path):
+    arguments = command(name)
+    four = ["--devices", 4]
+    if name in WHOLE:
+        four += ["--batch-size", WHOLE[name]]
+    losses = {}
+    for kind, more, processes in (("1", [], 1), ("4", four, 1), ("2 x 1", [], 2)):
+        run = [*arguments, *more, "--run-dir", tmp_path / kind]
+        code, output = finish(run, processes)
+        assert code == 0, output
+        losses[kind] = train_losses(tmp_path / kind)
+    assert len(losses["1"]) == 4
+    assert losses["1"][3] < losses["1"][0]
+    for kind in ("4", "2 x 1"):
+        assert losses[kind] == pytest.approx(losses["1"], rel=1e-9), kind
+
+
+@pytest.mark.slow
+@each_task
+def test_a_run_that_was_killed_equals_one_that_was_not(name, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start([*command(name), "--run-dir", killed])
+    wait_for_step(killed, 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for run_dir in (killed, whole):
+        code, output = finish([*command(name), "--run-dir", run_dir])
+        assert code == 0, output
+    assert story(killed) == story(whole)
+
+
+def test_a_batch_may_be_padded_to_be_shared(tmp_path):
+    """354 rows over four devices: the last two of 356 have weight 0."""
+    run = ["configs/table/diabetes.py", "--max-steps", "2", "--run-dir"]
+    losses = []
+    for folder, more in (("1", []), ("4", ["--devices", 4, "--batch-size", 356])):
+        code, output = finish([*run, tmp_path / folder, *more])
+        assert code == 0, output
+        losses.append(train_losses(tmp_path / folder))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    code, output = finish([*run, tmp_path / "more", "--batch-size", 356])
+    assert (code, "only 354 examples" in output) == (2, True), output
+
+
+IMAGES = 4_000_000  # of 28 x 28 pixels: 3.1 GB
+KILOBYTES = 2_000_000  # of data that the process may hold, files that are mapped apart
+
+
+@pytest.mark.slow
+def test_a_data_set_larger_than_memory_trains(tmp_path):
+    """A file that is mapped, in a process that may hold less."""
+    folder = idx_files.make_folder(tmp_path)
+    for path in folder.iterdir():
+        path.unlink()
+    for stem, count in (("train", IMAGES), ("t10k", 1000)):
+        images = folder / f"{stem}-images-idx3-ubyte"
+        images.write_bytes(bytes((0, 0, 8, 3)) + struct.pack(">3I", count, 28, 28))
+        os.truncate(images, 16 + count * 784)  # zeros that take no disk
+        head = bytes((0, 0, 8, 1)) + struct.pack(">I", count)
+        labels = (np.arange(count) % 10).astype(np.uint8).tobytes()
+        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(head + labels)
+    run = f"--data.dir {folder} --max-steps 200 --run-dir {tmp_path}/run"
+    process = together.start(
+        *("bash", "-c"),
+        f"ulimit -d {KILOBYTES}; {sys.executable} -m hfdist train {SGD} {run}",
+    )
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert len(train_losses(tmp_path / "run")) == 200
