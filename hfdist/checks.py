@@ -61,13 +61,15 @@ class Real(NamedTuple):
 
     least: float = -math.inf
     above: bool = False  # more than the least, not the least itself
+    below: float = math.inf
 
     def fitted(self, name: str, value: Any) -> float:
         """The value as a float; an int is one."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise refusal(name, value, self._words())
         least_is_in = value > self.least if self.above else value >= self.least
-        if not (least_is_in and abs(value) < math.inf):  # False for NaN too
+        # False for NaN too.
+        if not (least_is_in and value < self.below and abs(value) < math.inf):
             raise refusal(name, value, self._words())
         if value and not SMALL <= abs(value) <= LARGE:
             span = f"from {SMALL:.2g} to {LARGE:.2g}"
@@ -78,12 +80,14 @@ class Real(NamedTuple):
         if self.least == -math.inf:
             return "a number"
         bound = f"more than {self.least}" if self.above else f"{self.least} or more"
+        bound += f" and less than {self.below}" if self.below < math.inf else ""
         return f"a number that is {bound}"
 
 
 Count = Annotated[int, Whole(1)]
 NonNegative = Annotated[float, Real(0)]
 Positive = Annotated[float, Real(0, above=True)]
+Fraction = Annotated[float, Real(0, below=1)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hfdist.curvature import Quadratic
 from hfdist.first_product import FirstProduct
 from hfdist.parallel import Collectives
 from hfdist.problem import Problem
 from hfdist.pytree import PyTree, inner
+from hfdist.quadratics import Quadratic
 
 Linear = Callable[[Any], Any]
 
@@ -53,6 +53,7 @@ def pulled_back(model: Quadratic, space: Coordinates) -> Quadratic:
         value=model.value,
         gradient=space.back(model.gradient),
         product=lambda s: space.back(model.product(space.into(s))),
+        value_at=lambda s: model.value_at(space.into(s)),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from cases import relative_error
-from hfdist import CG
+from hfdist import CG, Reason, System
 
 TREE = {"a": jnp.zeros((3, 4)), "b": (jnp.zeros(5), jnp.zeros(()))}
 N = 18
@@ -43,17 +43,18 @@ def textbook(a_NN, b_N, steps):
 
 def test_solution_matches_numpy():
     a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
-    solution = CG(max_steps=100, rtol=1e-14).solve(product, unravel(b_N))
+    solution = CG(max_steps=100, rtol=1e-14).solve(System(product, unravel(b_N)))
     assert relative_error(solution.x, np.linalg.solve(a_NN, b_N)) < 1e-10
-    assert not solution.indefinite
+    assert solution.reason == Reason.CONVERGED
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9])
 def test_truncated_iterates_are_the_textbooks(steps):
     a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
-    solution = CG(max_steps=steps, rtol=0).solve(product, unravel(b_N))
+    solution = CG(max_steps=steps, rtol=0).solve(System(product, unravel(b_N)))
     x_N, r_N = textbook(a_NN, b_N, steps)
     assert solution.steps == steps
+    assert solution.reason == Reason.STEPS_USED_UP
     assert relative_error(solution.x, x_N) < 1e-10
     assert relative_error(solution.residual, r_N) < 1e-10
     assert relative_error(solution.residual, b_N - a_NN @ x_N) < 1e-10
@@ -66,14 +67,14 @@ def test_stops_at_the_relative_residual(first):
     norms = [np.linalg.norm(textbook(a_NN, b_N, k)[1]) for k in range(first + 1)]
     rtol = (norms[first - 1] + norms[first]) / (2 * norms[0])
     assert min(norms[:first]) > rtol * norms[0]
-    solution = CG(max_steps=100, rtol=rtol).solve(product, unravel(b_N))
+    solution = CG(max_steps=100, rtol=rtol).solve(System(product, unravel(b_N)))
     assert solution.steps == first
 
 
 def test_starting_at_the_solution_takes_no_step():
     a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
     start = unravel(jnp.asarray(np.linalg.solve(a_NN, b_N)))
-    solution = CG(max_steps=10, rtol=1e-6).solve(product, unravel(b_N), start)
+    solution = CG(max_steps=10, rtol=1e-6).solve(System(product, unravel(b_N), start))
     assert solution.steps == 0
     assert relative_error(solution.x, start) == 0
 
@@ -82,7 +83,7 @@ def test_a_warm_start_is_cg_on_the_remainder():
     a_NN, b_N, product, unravel = system(np.geomspace(1, 100, N))
     start_N = np.random.default_rng(5).normal(size=N)
     solution = CG(max_steps=4, rtol=0).solve(
-        product, unravel(b_N), unravel(jnp.asarray(start_N))
+        System(product, unravel(b_N), unravel(jnp.asarray(start_N)))
     )
     correction_N, _ = textbook(a_NN, b_N - a_NN @ start_N, 4)
     assert relative_error(solution.x, start_N + correction_N) < 1e-10
@@ -90,7 +91,8 @@ def test_a_warm_start_is_cg_on_the_remainder():
 
 def test_negative_curvature_keeps_the_iterate_so_far():
     a_NN, b_N, product, unravel = system([-0.05, *np.geomspace(1, 10, N - 1)])
-    solution = CG(max_steps=50, rtol=1e-12).solve(product, unravel(b_N))
+    solution = CG(max_steps=50, rtol=1e-12).solve(System(product, unravel(b_N)))
+    assert solution.reason == Reason.NEGATIVE_CURVATURE
     assert solution.indefinite
     kept = int(solution.steps) - 1
     assert kept > 0
@@ -102,7 +104,7 @@ def test_negative_curvature_keeps_the_iterate_so_far():
 @pytest.mark.parametrize("eigenvalues", [-np.ones(N), np.zeros(N)])
 def test_no_positive_curvature_at_all_gives_steepest_descent(eigenvalues):
     _, b_N, product, unravel = system(eigenvalues)
-    solution = CG().solve(product, unravel(b_N), unravel(jnp.ones(N)))
+    solution = CG().solve(System(product, unravel(b_N), unravel(jnp.ones(N))))
     assert solution.indefinite
     assert relative_error(solution.x, b_N) == 0
 
@@ -110,16 +112,34 @@ def test_no_positive_curvature_at_all_gives_steepest_descent(eigenvalues):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_far_past_convergence_nothing_becomes_nan(dtype):
     a_NN, b_N, product, unravel = system(np.geomspace(1, 10, N), dtype)
-    solution = CG(max_steps=400, rtol=0).solve(product, unravel(b_N))
+    solution = CG(max_steps=400, rtol=0).solve(System(product, unravel(b_N)))
     assert solution.steps < 100
     expected = np.linalg.solve(a_NN.astype(np.float64), b_N)
     assert relative_error(solution.x, expected) < 100 * np.finfo(dtype).eps
     assert jax.tree.leaves(solution.x)[0].dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("scale", "b", "reason", "indefinite"),
+    [
+        (np.nan, 1.0, Reason.SINGULAR, True),  # vᵀAv is no number
+        (np.inf, 1.0, Reason.NOT_FINITE, False),  # but positive
+        (1.0, np.nan, Reason.NOT_FINITE, False),  # A is the identity
+        (1.0, np.inf, Reason.NOT_FINITE, False),
+        (0.0, 1.0, Reason.NEGATIVE_CURVATURE, True),  # or none at all
+        (1.0, 0.0, Reason.CONVERGED, False),
+    ],
+)
+def test_the_reason_of_an_end_is_said(scale, b, reason, indefinite):
+    solution = CG().solve(System(lambda v: scale * v, jnp.full(3, b)))
+    assert solution.reason == reason
+    assert bool(solution.indefinite) == indefinite
+    assert solution.reason.dtype == jnp.int32
+
+
 def test_a_zero_right_hand_side_has_the_zero_solution():
     _, b_N, product, unravel = system(np.ones(N))
-    solution = CG().solve(product, unravel(0 * b_N))
+    solution = CG().solve(System(product, unravel(0 * b_N)))
     assert solution.steps == 0
     assert not np.any(ravel_pytree(solution.x)[0])
 

@@ -12,29 +12,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import comms
 import hfdist
 from cases import METHODS
-from hfdist.data.idx import IDX, Examples
+from communication import cost
+from communication.compiled import Collective, collectives_of, timer
+from communication.cost import Cost, Link
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-
-import comms
-from comms import Collective, Cost, Link
+from hfdist.tasks.examples import Arrays
+from hfdist.tasks.idx import IDX
 
 ROOT = Path(__file__).parent.parent
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
 ENV = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}  # a user's
 
-EXAMPLES = Examples(
-    np.random.default_rng(0).integers(0, 256, (32, 5), dtype=np.uint8),
-    np.arange(32, dtype=np.uint8) % 3,
-)
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 5), dtype=np.uint8)
+EXAMPLES = Arrays({"inputs": PIXELS, "labels": np.arange(32) % 3})
+
+
+class Few(IDX):
+    """Five pixels an image."""
+
+    def pixels(self):
+        return 5
+
+
 SMALL = Config(
     method=METHODS["hf_gauss_newton"],
     model=MLP(hidden=(4,)),
-    data=IDX(classes=3),
+    data=Few(classes=3),
     batch_size=8,
     dtype="float64",
 )
@@ -122,7 +129,7 @@ ENTRY %main (a: f32[7,10], b: f32[3], c: c64[4]) -> f32[7,10] {
 
 
 def test_collectives_of_a_program_with_nested_calls_and_tuples():
-    assert comms.collectives_of(HLO) == [
+    assert collectives_of(HLO) == [
         Collective("all-reduce", 6 * 2, True),  # called by the inner loop
         Collective("all-gather", 6 * 1, True),  # in a branch
         Collective("all-reduce", 2 * 8, True),  # in the loop's condition
@@ -143,35 +150,35 @@ COLLECTIVES = [
 
 
 def test_all_reduce_seconds():
-    assert comms.ring_seconds("all-reduce", 8e6, 1, LINK) == 0
+    assert cost.ring_seconds("all-reduce", 8e6, 1, LINK) == 0
     # 6 rounds of 2 MB
-    assert comms.ring_seconds("all-reduce", 8e6, 4, LINK) == pytest.approx(
+    assert cost.ring_seconds("all-reduce", 8e6, 4, LINK) == pytest.approx(
         6 * (2e-3 + 1e-5)
     )
     # Over many devices: twice the bytes over the link, and a latency every round.
-    many = comms.ring_seconds("all-reduce", 8e6, 10**6, LINK)
+    many = cost.ring_seconds("all-reduce", 8e6, 10**6, LINK)
     assert many == pytest.approx(2 * 8e-3 + 2e6 * 1e-5, rel=1e-4)
-    assert comms.ring_seconds("all-reduce", 8e6, 10**6, Link(math.inf, 0)) == 0
+    assert cost.ring_seconds("all-reduce", 8e6, 10**6, Link(math.inf, 0)) == 0
 
 
 def test_step_seconds():
     # On one device there is only arithmetic: 5 CG steps.
     alone = 3e-3 + 5 * 2e-3 + 5e-4 + 5 * 1e-4
-    assert comms.step_seconds(COST, 5, COLLECTIVES, 1, LINK) == pytest.approx(alone)
+    assert cost.step_seconds(COST, 5, COLLECTIVES, 1, LINK) == pytest.approx(alone)
     # 2 rounds of half the bytes each, the product's sum 5 times.
     sending = 2 * (2e-3 + 1e-5) + 5 * 2 * (1e-3 + 1e-5)
-    weak = comms.step_seconds(COST, 5, COLLECTIVES, 2, LINK)
+    weak = cost.step_seconds(COST, 5, COLLECTIVES, 2, LINK)
     assert weak == pytest.approx(alone + sending)
-    strong = comms.step_seconds(COST, 5, COLLECTIVES, 2, LINK, share=0.5)
+    strong = cost.step_seconds(COST, 5, COLLECTIVES, 2, LINK, share=0.5)
     assert strong == pytest.approx(alone + sending - (3e-3 + 5 * 2e-3) / 2)
     gather = [Collective("all-gather", 4_000_000, False)]
-    gathering = comms.step_seconds(Cost(0, 0, 0, 0), 5, gather, 4, LINK)
+    gathering = cost.step_seconds(Cost(0, 0, 0, 0), 5, gather, 4, LINK)
     assert gathering == pytest.approx(3 * (1e-3 + 1e-5))
 
 
 def test_predictions():
-    seconds = partial(comms.step_seconds, COST, 5, COLLECTIVES, link=LINK)
-    rows = comms.predictions(seconds, batch_size=64)
+    seconds = partial(cost.step_seconds, COST, 5, COLLECTIVES, link=LINK)
+    rows = cost.predictions(seconds, batch_size=64)
     assert [row["devices"] for row in rows] == [2**i for i in range(11)]
     assert rows[0]["weak_efficiency"] == rows[0]["strong_efficiency"] == 1
     assert rows[0]["communication_ms"] == 0
@@ -182,8 +189,8 @@ def test_predictions():
     # 64 examples are for 64 devices at most.
     assert [row["devices"] for row in rows if "strong_ms" in row][-1] == 64
 
-    free = partial(comms.step_seconds, COST, 5, COLLECTIVES, link=Link(math.inf, 0))
-    assert {row["weak_efficiency"] for row in comms.predictions(free, 64)} == {1}
+    free = partial(cost.step_seconds, COST, 5, COLLECTIVES, link=Link(math.inf, 0))
+    assert {row["weak_efficiency"] for row in cost.predictions(free, 64)} == {1}
 
 
 def test_fit_finds_the_four_times():
@@ -192,18 +199,18 @@ def test_fit_finds_the_four_times():
 
     points = [(b, k, seconds(b, k)) for b in (16, 64) for k in (2, 10)]
     expected = pytest.approx((64e-5, 128e-5, 5e-4, 1e-4))
-    assert comms.fit(points, 64) == expected
+    assert cost.fit(points, 64) == expected
     # No CG; and a negative time at batch 0 is noise.
-    assert comms.fit([(1, 0, 2.0), (4, 0, 5.0)], 4) == pytest.approx((4, 0, 1, 0))
-    assert comms.fit([(1, 0, 1.0), (4, 0, 7.0)], 4) == pytest.approx((7, 0, 0, 0))
+    assert cost.fit([(1, 0, 2.0), (4, 0, 5.0)], 4) == pytest.approx((4, 0, 1, 0))
+    assert cost.fit([(1, 0, 1.0), (4, 0, 7.0)], 4) == pytest.approx((7, 0, 0, 0))
 
 
 def test_cg_that_ends_too_soon_to_be_timed_is_refused(monkeypatch):
     config = replace(SMALL, method=hfdist.HessianFree(damping=1e12))
-    run = comms.timer(config, EXAMPLES)  # one program for all that would be timed
-    monkeypatch.setattr(comms, "timer", lambda *_: run)
+    run = timer(config, EXAMPLES)  # one program for all that would be timed
+    monkeypatch.setattr(cost, "timer", lambda *_: run)
     with pytest.raises(ValueError, match="CG ends here before its third step"):
-        comms.measured_cost(config, EXAMPLES)
+        cost.measured_cost(config, EXAMPLES)
 
 
 @pytest.mark.slow

@@ -6,15 +6,10 @@ import pytest
 
 from cases import loop
 from hfdist import HessianFree, Newton, Problem, losses
-from hfdist.damping import (
-    Outcome,
-    Refusal,
-    constant,
-    levenberg_marquardt,
-    nielsen,
-    not_finite,
-    reduction_ratio,
-)
+from hfdist.damping.constant import constant
+from hfdist.damping.levenberg_marquardt import levenberg_marquardt
+from hfdist.damping.nielsen import nielsen
+from hfdist.outcome import Outcome, Refusal, not_finite, reduction_ratio
 
 INF, NAN = float("inf"), float("nan")
 
@@ -23,8 +18,9 @@ BOUNDS = (1e-3, 1e3)
 
 
 def after(rule, damping, rho=NAN, refusal=Refusal.NONE, refused=0, first=6.0):
-    outcome = Outcome(jnp.float64(rho), jnp.int32(refusal), jnp.int32(refused))
-    return float(rule(jnp.float64(damping), outcome, jnp.float64(first), BOUNDS))
+    step = jnp.float64(rho), jnp.int32(refusal), jnp.int32(refused)
+    outcome = Outcome(*step, jnp.float64(first), BOUNDS)
+    return float(rule(jnp.float64(damping), outcome))
 
 
 @pytest.mark.parametrize(

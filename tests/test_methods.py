@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import hfdist
 from cases import INPUTS, LM, METHODS, Case, loop, relative_error
-from hfdist import CG, SGD, HessianFree, Newton
+from hfdist import CG, SGD, Adam, HessianFree, Newton
 from hfdist.models.model import functional
 from quick import mostly_slow
 
@@ -41,7 +41,7 @@ def test_the_loss_falls_and_the_info_says_what_happened(method):
     first = CASE.dense_gradient()
     if isinstance(method, SGD):
         assert infos[0].step_norm == pytest.approx(0.1 * np.linalg.norm(first))
-    else:
+    elif not isinstance(method, Adam):
         assert infos[0].damping == method.damping
         assert np.isfinite(infos[0].rho) == (method.damping_rule == LM)
 

@@ -17,8 +17,8 @@ DIVIDE = "leaf / scalar.astype(leaf.dtype)"
 TRANSPOSED = "(jt_hessian_jv,) = vjp(hessian_jv)"
 RESIDUAL = "r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)"
 PSUM = "jax.lax.psum(flat, AXIS)"
-REDUCED = "devices.reduce(local_product(devices.vary(v)))"
-START = "self.solve(damped_product, b, memory.start, space.inner)"
+REDUCED = "devices.reduce(sums.product(devices.vary(v)))"
+START = "System(damped_product, b, memory.start, space.inner)"
 
 # name: (file, what stands there, what replaces it, the tests that notice)
 MUTATIONS = {
@@ -30,13 +30,13 @@ MUTATIONS = {
         "methods",
     ),
     "transpose J for the wrong examples": (
-        "curvature.py",
+        "curvatures/gauss_newton.py",
         TRANSPOSED,
         "(jt_hessian_jv,) = vjp(jax.tree.map(lambda u: u[::-1], hessian_jv))",
         "curvature",
     ),
     "forget H_z": (
-        "curvature.py",
+        "curvatures/gauss_newton.py",
         "_, hessian_jv = output_hessian(jvp(v))",
         "hessian_jv = jvp(v)",
         "curvature",
@@ -62,14 +62,14 @@ MUTATIONS = {
     ),
     "accept every step": (
         "methods/second_order.py",
-        "step = tree.where(info.accepted, step, zeros)",
-        "step = step",
+        "update = tree.where(info.accepted, update, zeros)",
+        "update = update",
         "methods",
     ),
     "never fall back to LU": (
         "solvers/dense.py",
-        "indefinite = ~jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))",
-        "indefinite = jnp.bool(False)",
+        "positive = jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))",
+        "positive = jnp.bool(True)",
         "dense",
     ),
     "skip the all-reduce": (
@@ -85,13 +85,13 @@ MUTATIONS = {
         "parallel",
     ),
     "forget the product's all-reduce": (
-        "curvature.py",
+        "quadratics.py",
         REDUCED,
-        "local_product(devices.vary(v))",
+        "sums.product(devices.vary(v))",
         "parallel",
     ),
     "all-reduce the product twice": (
-        "curvature.py",
+        "quadratics.py",
         REDUCED,
         f"devices.reduce({REDUCED})",
         "parallel",
@@ -115,21 +115,21 @@ MUTATIONS = {
         "batches",
     ),
     "take rounding for evidence": (
-        "damping.py",
+        "outcome.py",
         "jnp.isfinite(size) & (size <= resolution)",
         "jnp.isfinite(size) & (size < 0)",
         "levenberg_marquardt",
     ),
     "leave the penalty out of the products": (
-        "curvature.py",
+        "quadratics.py",
         "product if penalised(problem) else mean_product",
         "mean_product",
         "l2",
     ),
     "judge a step by the batch of its products": (
         "methods/second_order.py",
-        "info = _judged(info, space, step, params, batch, devices)",
-        "info = _judged(info, space, step, params, curvature_batch or batch, devices)",
+        "model = model._replace(value=value, gradient=own, value_at=at)",
+        "model = model._replace(value=value, gradient=own)",
         "curvature_batch",
     ),
     "solve in the params' own dtypes": (

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import hfdist
 from cases import METHODS, Case, loop, relative_error
-from comms import collectives_of
+from communication.compiled import collectives_of
 from hfdist import CG, HessianFree, parallel
 from quick import mostly_slow
 
@@ -51,11 +51,11 @@ COLLECTIVES = {
     "sgd": [GRADIENT],
     "hf_gauss_newton": [GRADIENT, PRODUCT],
     "hf_hessian": [GRADIENT, PRODUCT],
-    # Its product is a difference of gradients, each with its loss.
-    "hf_finite_difference": [GRADIENT, ("all-reduce", (N + 2) * FLOAT, IN_LOOP)],
+    "hf_finite_difference": [GRADIENT, PRODUCT],
     "hf_warm_lm": [GRADIENT_AND_PRODUCT, PRODUCT, LOSS],
     "newton": [MATRIX],
     "newton_gauss_newton_lm": [MATRIX, LOSS],
+    "adam": [GRADIENT],
 }
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-import figures
 import hfdist
 import idx_files
 import plot
-import runs
+from drawings import style
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs import metrics
 from hfdist.runs.config import Config, to_json
 from hfdist.tasks.idx import IDX
+from toolkit import recorded
 
 HF = hfdist.HessianFree()
 
@@ -54,7 +54,7 @@ def run_plot(monkeypatch, *arguments):
 
 def drawn(*folders):
     """Each panel's (y label, x label) and its curves, and the figure."""
-    named = {str(f): plot.with_cost(runs.read(f)) for f in folders}
+    named = {str(f): plot.with_cost(recorded.read(f)) for f in folders}
     figure = plot.draw(named)
     panels = {(a.get_ylabel(), a.get_xlabel()): a.get_lines() for a in figure.axes}
     return panels, figure
@@ -72,8 +72,8 @@ def drawn(*folders):
     ],
 )
 def test_cost_counts_forward_passes(tmp_path, method, forward_passes):
-    run = runs.read(make_run(tmp_path / "run", method, [1.0, 1.0]))
-    one, two = runs.gradient_equivalents(run)
+    run = recorded.read(make_run(tmp_path / "run", method, [1.0, 1.0]))
+    one, two = recorded.gradient_equivalents(run)
     assert one == pytest.approx(forward_passes / 3)
     assert two == pytest.approx(2 * one)
 
@@ -83,13 +83,13 @@ def test_an_exact_solve_costs_a_product_for_each_parameter(tmp_path):
     settings = {"data": data, "model": MLP(hidden=(4,))}
     run = make_run(tmp_path / "run", hfdist.Newton(damping=1.0), [1.0], **settings)
     parameters = 16 * 4 + 4 + 4 * 3 + 3
-    (cost,) = runs.gradient_equivalents(runs.read(run))
+    (cost,) = recorded.gradient_equivalents(recorded.read(run))
     assert cost == pytest.approx(1 + 2 * parameters)
 
 
 def test_running_median_against_windows_written_out():
     values = np.random.default_rng(0).normal(size=200)  # a window of 2 · 2 + 1
-    smooth = figures.running_median(values)
+    smooth = style.running_median(values)
     assert smooth[0] == values[0]
     assert smooth[-1] == sorted(values[-3:])[1]
     assert smooth[1] == sorted(values[:3])[1]
@@ -160,7 +160,7 @@ def test_a_diverged_run_and_a_single_step_are_drawn_and_named(
 
 
 def test_a_table_for_people(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "save", lambda _, prefix: [Path(f"{prefix}.png")])
+    monkeypatch.setattr(style, "save", lambda _, prefix: [Path(f"{prefix}.png")])
     run = make_run(tmp_path / "one", HF, [2.0, 1.0])
     assert run_plot(monkeypatch, run, "--out", tmp_path / "p") == 0
     out = capsys.readouterr().out
@@ -224,7 +224,7 @@ DAMAGES = [
     (changed(1, rho=[1]), "rho of step 2 is no number"),
     (changed(1, step_norm=10**400), "damaged: int too large"),
     (changed(0, loss="1.0"), "line 1 is no line of metrics"),
-    (changed(2, accuracy=None), "line 3 is no line of metrics"),
+    (changed(2, accuracy=None), "accuracy of step 2 is no number"),
     (changed(0, step=2), "its steps are not 1, 2 … 2; put the file back"),
     (changed(0, step="nan"), "its steps are not 1, 2 … 2"),
     (changed(2, step=3), "an evaluation is of a step that it has not"),
@@ -253,7 +253,9 @@ def test_a_run_without_an_evaluation_is_drawn(tmp_path):
     (run / "metrics.jsonl").write_text(f"{line}\n")
     panels, _ = drawn(run)
     assert "test accuracy" not in {y for y, _ in panels}
-    assert plot.summary("run", plot.with_cost(runs.read(run)))["test accuracy"] is None
+    assert (
+        plot.summary("run", plot.with_cost(recorded.read(run)))["test accuracy"] is None
+    )
 
 
 OWN = """
@@ -267,7 +269,7 @@ config = hfdist.runs.config.Config(method=OwnToPlot())
 
 
 def test_a_run_of_a_class_of_ones_own_needs_its_config(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "save", lambda _, prefix: [prefix])
+    monkeypatch.setattr(style, "save", lambda _, prefix: [prefix])
     (tmp_path / "own.py").write_text(OWN)
     run = make_run(tmp_path / "run", hfdist.SGD(), [1.0])
     text = (run / "config.json").read_text()
@@ -281,14 +283,14 @@ def test_a_run_of_a_class_of_ones_own_needs_its_config(tmp_path, monkeypatch, ca
 
 
 def test_folders_of_any_name_are_drawn_and_listed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "save", lambda _, prefix: [prefix])
+    monkeypatch.setattr(style, "save", lambda _, prefix: [prefix])
     names = ["a[/b]", "$\\frac$", ":smile:", "_under", "x*"]
     folders = [make_run(tmp_path / name, hfdist.SGD(), [1.0]) for name in names]
     assert run_plot(monkeypatch, *folders, "--out", "[/p]") == 0
     out = capsys.readouterr().out
     assert all(text in out for text in ["[/p]", *(f.name for f in folders)])
-    figure = figures.figure(3, 2)
-    figures.legend(figure, {name: figures.look(i) for i, name in enumerate(names)})
+    figure = style.figure(3, 2)
+    style.legend(figure, {name: style.look(i) for i, name in enumerate(names)})
     assert [text.get_text() for text in figure.legends[0].get_texts()] == names
     figure.savefig(tmp_path / "p.png")  # no formula, nor a mistake in one
 
@@ -306,7 +308,7 @@ def test_a_place_where_nothing_can_be_written_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=complaint):
-        figures.save(figures.figure(1, 1), Path(out))
+        style.save(style.figure(1, 1), Path(out))
 
 
 def test_a_run_given_twice_is_refused(tmp_path, monkeypatch, capsys):

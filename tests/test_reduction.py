@@ -15,11 +15,11 @@ import hfdist
 from cases import LM, LOSSES, loop, relative_error
 from hfdist import CG, HessianFree, Newton
 from hfdist.coordinates import gram, orthonormal
-from hfdist.curvature import quadratic
 from hfdist.first_product import first_product, shorten
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
+from hfdist.quadratics import quadratic
 from quick import mostly_slow
 
 INPUTS, EXAMPLES, OUTPUTS = 14, 8, 3

@@ -20,16 +20,15 @@ import pytest
 
 import hfdist
 import idx_files
-import paper
-import paper_text
 import reproduce
-import runs
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.tasks.idx import IDX
+from paper_report import comparison, words
+from paper_report.unreduced import unreduced
 from together import ROOT, clean_environment
-from unreduced import unreduced
+from toolkit import recorded
 
 METHODS = ["sgd", "newton", "damped_newton", "hf_newton", "hf_gauss_newton"]
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -122,7 +121,7 @@ def test_every_method_is_compared_by_numbers_of_its_metrics(quick):
 def test_the_reports_have_every_method_and_say_that_they_are_quick(quick):
     _, out, _ = quick
     markdown = (out / "report.md").read_text()
-    for published in paper.PAPER.values():
+    for published in comparison.PAPER.values():
         assert markdown.count(f"| {published.name}") >= 3, published
         assert f"{published.seconds:,.0f} |" in markdown
         assert f"| {published.train_loss:.4f} |" in markdown
@@ -132,7 +131,7 @@ def test_the_reports_have_every_method_and_say_that_they_are_quick(quick):
     results = json.loads((out / "results.json").read_text())
     mean = results["methods"][0]["test_accuracy"]["mean"]
     assert f"| {mean:.4f}" in markdown
-    assert all(words in markdown for words in results["differences"])
+    assert all(text in markdown for text in results["differences"])
 
 
 def test_a_total_that_was_not_run_is_marked_as_extrapolated(quick):
@@ -165,7 +164,7 @@ def test_the_html_is_one_file_that_fetches_nothing(quick):
     checker.close()
     assert checker.open == []
     assert len(checker.images) == 4
-    assert {m.name for m in paper.PAPER.values()} <= {
+    assert {m.name for m in comparison.PAPER.values()} <= {
         cell.removesuffix(" (diverged)") for cell in checker.cells
     }
     for number in (2, 3, 4, 5):
@@ -197,11 +196,18 @@ def test_unreduced_steps_are_measured_apart_and_extrapolated(quick):
         )
 
 
+class Few(IDX):
+    """Thirty pixels an image."""
+
+    def pixels(self):
+        return 30
+
+
 def test_unreduced_newton_takes_the_same_step_from_a_matrix_over_all_params():
     batch = {"inputs": np.random.default_rng(0).random((4, 30)), "labels": np.arange(4)}
     config = Config(method=hfdist.Newton(damping=2.0), dtype="float64")
-    config = replace(config, model=MLP(hidden=(3,)), data=IDX(classes=4))
-    problem, params = config.build_problem(30)
+    config = replace(config, model=MLP(hidden=(3,)), data=Few(classes=4))
+    problem, params = config.build_problem()
     n = 30 * 3 + 3 + 3 * 4 + 4
     steps = []
     whole_config = unreduced(replace(config, run_dir=Path("newton-seed0")), 1)
@@ -217,7 +223,7 @@ def test_unreduced_newton_takes_the_same_step_from_a_matrix_over_all_params():
 def test_a_run_that_lacks_its_end_is_not_complete(quick, tmp_path):
     _, out, _ = quick
     old = out / "runs" / "sgd-seed0"
-    config = runs.read(old).config
+    config = recorded.read(old).config
     assert reproduce.complete(config)
     new = tmp_path / "run"
     new.mkdir()
@@ -249,18 +255,18 @@ def test_a_run_that_does_not_say_where_it_was_made_is_named(change, tmp_path):
     record = {"device": {"platform": "cpu", "kind": "cpu"}, "versions": {"jax": "1"}}
     record |= {"git_commit": None}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert runs.provenance(tmp_path) == record | {"git_commit": "None"}
+    assert recorded.provenance(tmp_path) == record | {"git_commit": "None"}
     record = {k: v for k, v in (record | change).items() if v is not ...}
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match=r"does not say where .*put the file back"):
-        runs.provenance(tmp_path)
+        recorded.provenance(tmp_path)
 
 
 def test_a_report_that_cannot_be_written_is_named(quick, tmp_path, monkeypatch):
     stdout, out, _ = quick
     monkeypatch.setattr(reproduce, "draw", lambda *_: {})
     (tmp_path / "report.md").mkdir()
-    made = [runs.read(out / "runs" / "sgd-seed0")]
+    made = [recorded.read(out / "runs" / "sgd-seed0")]
     with pytest.raises(UsageError, match=r"report.md cannot be written .*give --out"):
         reproduce.write(json.loads(stdout), made, tmp_path)
 
@@ -306,7 +312,7 @@ def example_rows():
 
 def test_verdicts_and_orders():
     rows = example_rows()
-    compared = paper.compare(rows, quick=False)
+    compared = comparison.compare(rows, quick=False)
     verdicts = {
         m["config"]: (m["train_loss"]["within"], m["test_accuracy"]["within"])
         for m in compared
@@ -328,7 +334,7 @@ def test_verdicts_and_orders():
         True,
         False,
     ]
-    time, loss, accuracy = paper.orderings(compared)
+    time, loss, accuracy = comparison.orderings(compared)
     assert time["ours"][-1] == "Newton"
     assert loss["paper"][:2] == ["HF Gauss-Newton", "SGD"]
     assert loss["ours"][:2] == ["HF Gauss-Newton", "SGD"]
@@ -338,13 +344,13 @@ def test_verdicts_and_orders():
     sgd = compared[0]["train_loss"]
     found = [sgd[key] for key in ("mean", "low", "high", "difference")]
     np.testing.assert_allclose(found, [0.2371, 0.2321, 0.2421, 0.025])
-    assert not any(m["comparable"] for m in paper.compare(rows, quick=True))
+    assert not any(m["comparable"] for m in comparison.compare(rows, quick=True))
 
 
 def test_the_words_say_what_the_numbers_are():
     rows = example_rows()
-    said = " ".join(paper_text.differences(paper.compare(rows, quick=False), rows))
-    for words in (
+    said = " ".join(words.differences(comparison.compare(rows, quick=False), rows))
+    for phrase in (
         "cut short: HF Newton.",
         "Newton's mean training loss of the last epoch by +nan; damped Newton's mean "
         "training loss of the last epoch by -0.0310; damped Newton's training loss at "
@@ -362,7 +368,7 @@ def test_the_words_say_what_the_numbers_are():
         "damped Newton takes 1 times SGD's time and took 157",
         "HF Newton takes 2 times SGD's time (extrapolated)",
     ):
-        assert words in said, (words, said)
+        assert phrase in said, (phrase, said)
 
 
 @pytest.mark.parametrize(

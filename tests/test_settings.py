@@ -39,7 +39,7 @@ each_mesh = pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
         ),
         (
             lambda: Newton(curvature="ggn"),
-            "curvature is 'ggn': use one of gauss",
+            "curvature is 'ggn': use one of finite_difference, gauss_n",
         ),
         (
             lambda: hfdist.quadratic(CASE.problem, CASE.params, CASE.batch, "ggn"),
@@ -184,7 +184,7 @@ REFUSED = [
     *((HessianFree, "damping_bounds", x, REAL) for x in ((1, None), (1.0, a_schedule))),
     (HessianFree, "warm_start", a_schedule, "warm_start is a schedule"),
     *((HessianFree, "input_reduction", x, "True or False") for x in (None, 1, "no")),
-    *((HessianFree, "curvature", x, "use one of gauss") for x in (None, bool, "ggn")),
+    *((HessianFree, "curvature", x, "use one of finite") for x in (None, bool, "ggn")),
     *((Newton, "dense", x, "Dense") for x in (Dense, None, 3)),
 ]
 

@@ -14,31 +14,41 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from optax import tree
 
-import curvature_matrix
-import eigenvalues
 import hfdist
-import lanczos
 import spectrum
-from curvature_matrix import Matrix, matrix_at, placed_batches
-from hfdist.data.idx import IDX, Examples
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.train import train
+from hfdist.spectrum import eigenvalues, live
+from hfdist.spectrum.live import Live, live_rows
+from hfdist.spectrum.quadrature import quadrature
+from hfdist.tasks.examples import Arrays
+from hfdist.tasks.idx import IDX
 from idx_files import make_folder
 
 ROOT = Path(__file__).parent.parent
 FEATURES, CLASSES, EXAMPLES, DARK = 5, 3, 34, 2
+
+
+class Few(IDX):
+    """Five pixels an image."""
+
+    def pixels(self):
+        return FEATURES
+
+
 CONFIG = Config(
     method=hfdist.SGD(learning_rate=0.1),
     model=MLP(hidden=(4,), activation="tanh"),
-    data=IDX(classes=CLASSES),
+    data=Few(classes=CLASSES),
 )
 N = 39
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (EXAMPLES, FEATURES), dtype=np.uint8)
 PIXELS[:, DARK] = 0  # no derivative in the 4 weights from this pixel
-SMALL = Examples(PIXELS, RNG.integers(0, CLASSES, EXAMPLES).astype(np.uint8))
+LABELS = RNG.integers(0, CLASSES, EXAMPLES)
+SMALL = Arrays({"inputs": PIXELS, "labels": LABELS})
 
 
 def truth(curvature, predict, params):
@@ -51,7 +61,7 @@ def truth(curvature, predict, params):
 
     def mean_loss(w_N):
         log_p_BC = jax.nn.log_softmax(outputs(w_N))
-        return -log_p_BC[np.arange(EXAMPLES), SMALL.labels].mean()
+        return -log_p_BC[np.arange(EXAMPLES), LABELS].mean()
 
     if curvature == "hessian":
         return np.asarray(jax.jit(jax.hessian(mean_loss))(w_N))
@@ -61,9 +71,19 @@ def truth(curvature, predict, params):
     return np.einsum("bcn,bcd,bdm->nm", j_BCN, h_BCC, j_BCN) / EXAMPLES
 
 
+def matrix_of(problem, params, examples, curvature, mesh):
+    """As the tool makes it."""
+    problem, batches = (
+        spectrum.on_stored(problem, IDX()),
+        spectrum.placed_batches(examples, mesh),
+    )
+    params = tree.cast(params, "float64")
+    return hfdist.curvature(problem, params, batches, curvature, mesh, stacked=True)
+
+
 @pytest.fixture(scope="module")
 def net():
-    problem, params = replace(CONFIG, dtype="float64").build_problem(FEATURES)
+    problem, params = replace(CONFIG, dtype="float64").build_problem()
     random = np.random.default_rng(1)
     return problem, jax.tree.map(lambda a: random.normal(size=a.shape), params)
 
@@ -74,14 +94,13 @@ def net():
 def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     # Batches of 6, or of 8 that four devices share, the last with 2 examples and 6 of
     # weight 0, all that three of the devices have.
-    monkeypatch.setattr(curvature_matrix, "BATCH", 6)
-    monkeypatch.setattr(curvature_matrix, "BLOCK", 16)
+    monkeypatch.setattr(spectrum, "BATCH", 6)
+    monkeypatch.setattr(live, "BLOCK", 16)
     problem, params = net
     mesh = hfdist.make_mesh(devices)
-    at = matrix_at(problem, placed_batches(SMALL, mesh), curvature, mesh)
-    matrix = at(params)
-    assert (matrix.parameters, len(matrix.live_M)) == (N, N - 4)
-    found = eigenvalues.spectrum(matrix, top=10, force_exact=False)
+    matrix = matrix_of(problem, params, SMALL, curvature, mesh)
+    assert len(live_rows(matrix).live_M) == N - 4
+    found = hfdist.spectrum.spectrum(matrix)
     expected_N = np.linalg.eigvalsh(truth(curvature, problem.predict, params))
     np.testing.assert_allclose(np.sort(found.values_V), expected_N, rtol=0, atol=1e-12)
     assert found.method == "exact"
@@ -91,15 +110,15 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
     by_modulus = expected_N[np.argsort(-abs(expected_N))]
     np.testing.assert_allclose(found.top_K, by_modulus[:10], rtol=1e-8)
     with pytest.raises(UsageError, match="not finite"):
-        at(tree.full_like(params, np.nan))
+        live_rows(replace(matrix, params=tree.full_like(params, np.nan)))
 
 
 def known(values_M, zero_rows=10):
-    """A Matrix of these eigenvalues, and zero rows beside them."""
+    """A matrix of these eigenvalues, and zero rows beside them."""
     order = len(values_M)
     q_MM = np.linalg.qr(np.random.default_rng(2).normal(size=(order, order)))[0]
     a_MM = (q_MM * values_M) @ q_MM.T
-    return Matrix(order + zero_rows, np.arange(order), lambda v: v @ a_MM, lambda: a_MM)
+    return Live(order + zero_rows, np.arange(order), lambda v: v @ a_MM, lambda: a_MM)
 
 
 # Like a network's: ten large ones, a long tail, and 40 that are negative.
@@ -149,7 +168,7 @@ def test_the_trace_is_unbiased_and_its_standard_error_right(monkeypatch):
 def test_quadrature_is_exact_for_polynomials_of_degree_below_twice_the_steps():
     matrix = known(INDEFINITE)
     a_MM = matrix.dense()
-    rule = lanczos.quadrature(matrix.product, np.zeros((280, 0)), 2, steps=4, seed=3)
+    rule = quadrature(matrix.product, np.zeros((280, 0)), 2, steps=4, seed=3)
     probes_PM = np.random.default_rng(3).normal(size=(2, 280))
     for p, u_M in enumerate(probes_PM / np.linalg.norm(probes_PM, axis=1)[:, None]):
         for degree in range(8):
@@ -160,7 +179,7 @@ def test_quadrature_is_exact_for_polynomials_of_degree_below_twice_the_steps():
 
 def test_more_steps_than_eigenvalues_do_no_harm():
     values_M = np.repeat([-1.0, 2.0, 5.0], 20)
-    rule = lanczos.quadrature(known(values_M).product, np.zeros((60, 0)), 3, 30, seed=0)
+    rule = quadrature(known(values_M).product, np.zeros((60, 0)), 3, 30, seed=0)
     assert np.all(np.isfinite(rule.nodes_Pm))
     assert np.sum(rule.weights_Pm, axis=1) == pytest.approx(1)
     heavy = rule.nodes_Pm[rule.weights_Pm > 1e-8]
@@ -181,9 +200,9 @@ def test_the_density_integrates_to_one_and_peaks_at_the_eigenvalues():
 
 def test_condition():
     found = eigenvalues.exact(known(np.array([8.0, -2.0])), top=1)
-    assert spectrum.condition(found, 4.0) == pytest.approx(12 / 2)
-    assert spectrum.condition(found, 2.0) == np.inf
-    assert np.isnan(spectrum.condition(found, 1.0))
+    assert found.condition(4.0) == pytest.approx(12 / 2)
+    assert found.condition(2.0) == np.inf
+    assert np.isnan(found.condition(1.0))
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +300,7 @@ def test_a_folder_that_is_no_run_and_a_matrix_too_large_are_mistakes(
     assert code == 2
     assert "is not a run directory" in err
     monkeypatch.setattr(eigenvalues, "device_memory", lambda: 1000)
-    for options, remedy in ((["--exact"], "leave out --exact"), ([], "smaller net")):
+    for options, remedy in ((["--exact"], "do not ask for all"), ([], "smaller net")):
         code, _, err = command(monkeypatch, capsys, run_dir, *options)
         assert code == 2
         assert remedy in err
@@ -338,11 +357,10 @@ def test_lanczos_on_a_trained_network(tmp_path):
     config = replace(CONFIG, run_dir=tmp_path / "run", **mnist)
     train(config)
     examples = spectrum.first_examples(config, 1000)
-    problem, like = config.build_problem(784)
+    problem, like = config.build_problem()
     _, params = spectrum.restore_params(tmp_path / "run", like)
     for curvature in ("hessian", "gauss_newton"):
-        batches = placed_batches(examples, None)
-        matrix = matrix_at(problem, batches, curvature, None)(params)
+        matrix = live_rows(matrix_of(problem, params, examples, curvature, None))
         truly = eigenvalues.exact(matrix, top=10)
         found = eigenvalues.from_products(matrix, top=10)
         assert found.moment(1) == pytest.approx(truly.moment(1), rel=0.01)

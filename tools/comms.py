@@ -30,31 +30,33 @@ better over many devices. Newton's dense solve is not predicted: see NOT_PREDICT
 """
 
 import argparse
-import json
 import math
-import statistics
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from compiled import Collective, collectives_of, one_update, timer
+from communication.compiled import Collective, collectives_of, one_update
+from communication.cost import (
+    Link,
+    cg_of,
+    measured_cost,
+    predictions,
+    rounds,
+    step_seconds,
+)
 from hfdist import Method, Newton
-from hfdist.data.idx import Examples
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config, load
-from hfdist.solvers.cg import CG
+from hfdist.runs.progress import print_table
+from hfdist.tasks.examples import readable
+from toolkit import command_line
 
 NOT_PREDICTED = {
     "dense": "Not predicted: every device factorises the whole matrix; the model here "
@@ -72,107 +74,6 @@ TITLES = {
 }
 
 
-class Link(NamedTuple):
-    """What each device has to send to the next."""
-
-    bandwidth: float  # bytes/s
-    latency: float  # s
-
-
-class Cost(NamedTuple):
-    """Seconds of a step's arithmetic on one device, at the config's batch."""
-
-    outside: float  # this and the next scale with a device's share of the batch
-    per_cg_step: float
-    replicated_outside: float
-    replicated_per_cg_step: float
-
-
-def rounds(kind: str, devices: int) -> int:
-    """Messages that one collective has every device send, one after the other."""
-    return (2 if kind == "all-reduce" else 1) * (devices - 1)
-
-
-def ring_seconds(kind: str, nbytes: float, devices: int, link: Link) -> float:
-    """Seconds of the rounds of one collective (Patarasuk & Yuan 2009)."""
-    return rounds(kind, devices) * (nbytes / devices / link.bandwidth + link.latency)
-
-
-def step_seconds(
-    cost: Cost,
-    cg_steps: int,
-    collectives: Sequence[Collective],
-    devices: int,
-    link: Link,
-    share: float = 1.0,
-) -> float:
-    """Seconds of a step in which each device has `share` of the cost's batch."""
-    shared = cost.outside + cg_steps * cost.per_cg_step
-    replicated = cost.replicated_outside + cg_steps * cost.replicated_per_cg_step
-    communication = sum(
-        (cg_steps if c.in_loop else 1) * ring_seconds(c.kind, c.bytes, devices, link)
-        for c in collectives
-    )
-    return replicated + share * shared + communication
-
-
-def predictions(seconds: Callable[..., float], batch_size: int) -> list[dict[str, Any]]:
-    """Rows of a table of step times; seconds is step_seconds of devices and share.
-
-    The efficiency is share · seconds on one device / seconds.
-    """
-    one, rows = seconds(devices=1), []
-    for p in (2**i for i in range(11)):
-        weak, strong = seconds(devices=p), seconds(devices=p, share=1 / p)
-        row = {"devices": p, "communication_ms": 1e3 * (weak - one)}
-        row |= {"weak_ms": 1e3 * weak, "weak_efficiency": one / weak}
-        if p <= batch_size:  # there is an example for every device
-            row |= {"strong_ms": 1e3 * strong, "strong_efficiency": one / p / strong}
-        rows.append(row)
-    return rows
-
-
-def fit(points: Sequence[tuple[float, float, float]], batch_size: int) -> Cost:
-    """The cost from (batch, CG steps, seconds): two batches, two numbers of CG steps.
-
-    seconds = a + b · batch + steps · (c + d · batch). Noise makes nothing negative.
-    """
-    batch, steps, seconds = np.array(points).T
-    terms = np.stack([np.ones_like(batch), batch, steps, steps * batch], axis=1)
-    a, b, c, d = map(float, np.linalg.lstsq(terms, seconds)[0])
-
-    def split(fixed: float, slope: float) -> tuple[float, float]:
-        total = max(fixed + slope * batch_size, 0.0)
-        shared = min(max(slope * batch_size, 0.0), total)
-        return shared, total - shared
-
-    (outside, fixed_outside), (per_step, fixed_per_step) = split(a, b), split(c, d)
-    return Cost(outside, per_step, fixed_outside, fixed_per_step)
-
-
-def measured_cost(config: Config, examples: Examples) -> Cost:
-    """The cost on one device, from medians over interleaved repeats."""
-    methods: list[Any] = [config.method]
-    if _cg(config):
-        limits = [CG(max_steps=k, rtol=0.0) for k in (2, 10)]
-        methods = [replace(method, cg=cg) for method in methods for cg in limits]
-    sizes = max(1, config.batch_size // 4), max(2, config.batch_size)
-    configs = [replace(config, batch_size=b, method=m) for b in sizes for m in methods]
-    runs = [timer(c, examples) for c in configs]
-    steps = [run()[1] for run in runs]  # the first run warms up
-    if _cg(config) and min(steps[1::2]) < 3:
-        raise UsageError(
-            "CG ends here before its third step, too soon to time one: it converges "
-            "(give less --method.damping) or meets negative curvature (give more)"
-        )
-    times, deadline = [], time.monotonic() + 2
-    while len(times) < 5 or time.monotonic() < deadline:
-        times.append([run()[0] for run in runs])
-    seconds = map(statistics.median, zip(*times, strict=True))
-    batches = [c.batch_size for c in configs]
-    return fit(list(zip(batches, steps, seconds, strict=True)), config.batch_size)
-
-
 def repeats(collective: Collective, method: Method, cg_steps: int) -> int:
     """How often a step runs a collective of its loop."""
     if not isinstance(method, Newton):
@@ -183,17 +84,19 @@ def repeats(collective: Collective, method: Method, cg_steps: int) -> int:
     return rows // block
 
 
-def _cg(config: Config) -> CG | None:
-    return getattr(config.method, "cg", None)
-
-
-def report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+def report(arguments: argparse.Namespace) -> dict[str, Any]:
     """All there is to say, ready for JSON."""
+    config = load(arguments.config, arguments.overrides)
     _check(config, arguments)
-    cg, devices = _cg(config), arguments.devices
+    with jax.enable_x64(config.dtype == "float64"):
+        return _report(config, arguments)
+
+
+def _report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    cg, devices = cg_of(config), arguments.devices
     cg_steps = arguments.cg_steps or (cg.max_steps if cg else 0)
     mesh = make_mesh(devices)  # before anything else starts JAX
-    examples = config.data.load("train")
+    examples = readable(config.data.examples("train"))
     step, start = one_update(config, examples, mesh)
     text = jax.jit(step).lower(*start).compile().as_text()
     found = collectives_of(text or "")
@@ -240,7 +143,7 @@ def _check(config: Config, arguments: argparse.Namespace) -> None:
             f"--devices {arguments.devices}: use 2 or more that can share the batch of "
             f"{config.batch_size} evenly, or another --batch-size"
         )
-    if _cg(config) is None and (arguments.cg_steps or arguments.product_ms):
+    if cg_of(config) is None and (arguments.cg_steps or arguments.product_ms):
         raise UsageError(
             f"{type(config.method).__name__} takes no CG steps: leave out --cg-steps "
             f"and --product-ms"
@@ -249,10 +152,9 @@ def _check(config: Config, arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Plan for one config; exit code 2 for a caller's mistake."""
-    parser = argparse.ArgumentParser(
-        description="What a step sends between devices, and what that should cost.",
-        epilog="Further options override the config's, such as --batch-size 512.",
-        allow_abbrev=False,
+    parser = command_line.parser(
+        "What a step sends between devices, and what that should cost.",
+        "Further options override the config's, such as --batch-size 512.",
     )
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG.py")
@@ -261,49 +163,23 @@ def main() -> int:
     add("--bandwidth", type=float, default=25.0, help="GB/s of a device; 25: 200 Gb/s")
     add("--latency", type=float, default=10.0, help="microseconds a message; 10")
     add("--product-ms", type=float, help="of one product, where measured elsewhere")
-    add("--json", action="store_true", help="print one JSON object")
-    arguments, overrides = parser.parse_known_args()
-    try:
-        config = load(arguments.config, overrides)
-        with jax.enable_x64(config.dtype == "float64"):
-            said = report(config, arguments)
-    except UsageError as error:
-        print(f"comms: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(said))
-    else:
-        _print(said)
-    return 0
+    arguments, arguments.overrides = parser.parse_known_args()
+    return command_line.run("comms", arguments, report, _print)
 
 
 def _print(said: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     head = (
         "{config}: {parameters:,} parameters, batch {batch_size}, {cg_steps} CG steps"
     )
-    console.print(head.format(**said))
+    print(head.format(**said))
     for name, title in TITLES.items():
         if name in said:
-            console.print("\n" + title.format(**said))
-            console.print(_table(said[name]))
+            print("\n" + title.format(**said))
+            rows = said[name]
+            header = [column.replace("_", " ") for column in rows[0]]
+            print_table([row.values() for row in rows], header, justify="right")
     if "not_predicted" in said:
-        console.print("\n" + said["not_predicted"])
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if type(value) is int else str(value)
+        print("\n" + said["not_predicted"])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Compare runs: loss and accuracy against steps, time and cost, and how they got there.
+"""Compare runs: losses and figures against steps, time and cost, and what led to them.
 
     python tools/plot.py RUN_DIR... [--out PREFIX] [--json] [--config CONFIG.py]
 
 Draws PREFIX.png and PREFIX.svg, one curve for each run. Bold lines are running medians
 over 2 % of a run's steps, faint ones every step; values that are not finite are left
 out, and so is a panel for which no run has values. Cost is counted in gradients: see
-gradient_equivalents in tools/runs.py.
+gradient_equivalents in tools/toolkit/recorded.py.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-import figures
+from drawings import style
 from hfdist.errors import UsageError
 from hfdist.runs.config import load
-from hfdist.runs.progress import print_table
-from runs import CONFIG_HELP, Run, gradient_equivalents, read, to_json
+from hfdist.runs.progress import print_table, words
+from toolkit import command_line
+from toolkit.recorded import CONFIG_HELP, Run, gradient_equivalents, read
 
 AXES = {
     "step": "step",
@@ -64,31 +65,41 @@ def names(folders: Sequence[Path]) -> list[str]:
     return [str(folder.relative_to(common)) for folder in real]
 
 
-def summary(name: str, run: Run) -> dict[str, Any]:
+def figures_of(runs: Sequence[Run]) -> list[str]:
+    """What any of the runs reports of its evaluations; the loss, if none does."""
+    figures = {name for run in runs for name in run.figures} - AXES.keys()
+    return sorted(figures) or ["loss"]
+
+
+def summary(name: str, run: Run, figures: Sequence[str]) -> dict[str, Any]:
     """A run in one row."""
-    accuracy = run.test["accuracy"]
     return {
         "run": name,
         "steps": run.steps,
         "training loss of the last epoch": run.train_loss,
-        "test accuracy": float(accuracy[-1]) if len(accuracy) else None,
+        **{f"test {words(figure)}": _last(run, figure) for figure in figures},
         "training seconds": run.seconds,
         "cost in gradients": float(run.train["cost"][-1]),
         "diverged": run.diverged,
     }
 
 
-def draw(named: dict[str, Run]) -> figures.Figure:
+def _last(run: Run, figure: str) -> float | None:
+    values = run.test.get(figure, np.zeros(0))
+    return float(values[-1]) if len(values) else None
+
+
+def draw(named: dict[str, Run]) -> style.Figure:
     """All panels that have something to show. Raises UsageError if none has."""
     rows = [
         [("loss", x) for x in AXES if _has(named, "loss")],
-        [("accuracy", x) for x in AXES if any(len(r.test["step"]) for r in _of(named))],
+        *([(f"test {figure}", x) for x in AXES] for figure in _evaluated(named)),
         [(quantity, "step") for quantity in DIAGNOSTICS if _has(named, quantity)],
     ]
     rows = [row for row in rows if row]
     if not rows:
         raise UsageError("no run has a finite value to draw")
-    drawn = figures.figure(12, 3.3 * len(rows) + 0.6)
+    drawn = style.figure(12, 3.3 * len(rows) + 0.6)
     grid = drawn.add_gridspec(len(rows), 12)  # columns for 1, 2, 3 or 4 panels
     for i, row in enumerate(rows):
         width = 12 // len(row)
@@ -96,16 +107,21 @@ def draw(named: dict[str, Run]) -> figures.Figure:
             axes = drawn.add_subplot(grid[i, j * width : (j + 1) * width])
             _panel(axes, named, quantity, x)
     looks = {
-        f"{name} (diverged)" if run.diverged else name: figures.look(i)
+        f"{name} (diverged)" if run.diverged else name: style.look(i)
         for i, (name, run) in enumerate(named.items())
     }
-    figures.legend(drawn, looks)
+    style.legend(drawn, looks)
     drawn.supxlabel(NOTE, fontsize=9, color="#444444")
     return drawn
 
 
 def _of(named: dict[str, Run]) -> list[Run]:
     return list(named.values())
+
+
+def _evaluated(named: dict[str, Run]) -> list[str]:
+    runs = [run for run in _of(named) if len(run.test["step"])]
+    return figures_of(runs) if runs else []
 
 
 def _has(named: dict[str, Run], quantity: str) -> bool:
@@ -119,61 +135,50 @@ def _drawable(run: Run, quantity: str) -> bool:
 
 
 def _panel(axes: Axes, named: dict[str, Run], quantity: str, x: str) -> None:
+    figure = quantity.removeprefix("test ")
     for i, run in enumerate(_of(named)):
-        if quantity == "accuracy":
-            figures.line(axes, run.test[x], run.test[quantity], figures.look(i))
+        if figure != quantity and figure in run.test:
+            style.line(axes, run.test[x], run.test[figure], style.look(i))
         elif _drawable(run, quantity):
-            figures.trace(axes, run.train[x], run.train[quantity], figures.look(i))
+            style.trace(axes, run.train[x], run.train[quantity], style.look(i))
     axes.set_xlabel(AXES[x])
-    labels = {"loss": "training loss", "accuracy": "test accuracy", **DIAGNOSTICS}
-    axes.set_ylabel(labels[quantity])
-    if quantity in LOG:
-        figures.log_scale(axes, "y")
+    labels = {"loss": "training loss", **DIAGNOSTICS}
+    axes.set_ylabel(labels.get(quantity, words(quantity)))
+    low, high = axes.dataLim.intervaly
+    if quantity in LOG or (figure != quantity and 0 < 10 * low < high):
+        style.log_scale(axes, "y")
     ends = [run.train[x][-1] for run in _of(named)]
     if x != "step" and max(ends) > 10 * min(ends):
-        figures.log_scale(axes, "x")
+        style.log_scale(axes, "x")
+
+
+def report(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All there is to say, ready for JSON; draws the figure."""
+    if arguments.config:
+        load(arguments.config)
+    labels = names(arguments.run_dirs)
+    runs = [with_cost(read(folder)) for folder in arguments.run_dirs]
+    named = dict(zip(labels, runs, strict=True))
+    paths = style.save(draw(named), arguments.out)
+    figures = figures_of(runs)
+    rows = [summary(name, run, figures) for name, run in named.items()]
+    return {"figures": paths, "runs": rows}
 
 
 def main() -> int:
     """Draw one comparison; exit code 2 for a caller's mistake."""
-    parser = argparse.ArgumentParser(
-        description="Compare runs of `hfdist train`.", allow_abbrev=False
-    )
+    parser = command_line.parser("Compare runs of `hfdist train`.")
     add = parser.add_argument
     add("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     add("--out", type=Path, default=Path("comparison"), metavar="PREFIX")
-    add("--json", action="store_true", help="print one JSON object")
     add("--config", type=Path, metavar="CONFIG.py", help=CONFIG_HELP)
-    arguments = parser.parse_args()
-    try:
-        if arguments.config:
-            load(arguments.config)
-        labels = names(arguments.run_dirs)
-        runs = [with_cost(read(folder)) for folder in arguments.run_dirs]
-        named = dict(zip(labels, runs, strict=True))
-        paths = figures.save(draw(named), arguments.out)
-    except UsageError as error:
-        print(f"plot: {error}", file=sys.stderr)
-        return 2
-    rows = [summary(name, run) for name, run in named.items()]
-    if arguments.json:
-        print(to_json({"figures": paths, "runs": rows}))
-    else:
-        _print(rows, paths)
-    return 0
+    return command_line.run("plot", parser.parse_args(), report, _print)
 
 
-def _print(rows: list[dict[str, Any]], paths: list[Path]) -> None:
-    print_table([map(_cell, row.values()) for row in rows], header=rows[0])
-    print(f"Drawn in {' and '.join(map(str, paths))}")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-    return f"{value:,}" if type(value) is int else str(value)
+def _print(said: dict[str, Any]) -> None:
+    rows = said["runs"]
+    print_table([row.values() for row in rows], header=rows[0], justify="right")
+    print(f"Drawn in {' and '.join(map(str, said['figures']))}")
 
 
 if __name__ == "__main__":

@@ -18,28 +18,37 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from hfdist.errors import UsageError
 from hfdist.runs import metrics
 from hfdist.runs.config import Config, load
+from hfdist.runs.progress import print_table
 from hfdist.runs.run_directory import read_config
 from hfdist.runs.train import train
-from paper import PAPER, compare, figures_of, orderings
-from paper_figures import draw
-from paper_tables import tables
-from paper_text import differences
-from report import Block, Grid, Heading, Picture, Text, Warn, to_html, to_markdown
-from runs import Run, provenance, read, to_json
-from unreduced import METHODS, unreduced
+from hfdist.tasks.examples import readable
+from paper_report.comparison import PAPER, compare, figures_of, orderings
+from paper_report.document import (
+    Block,
+    Heading,
+    Picture,
+    Text,
+    Warn,
+    to_html,
+    to_markdown,
+)
+from paper_report.figures import draw
+from paper_report.tables import tables
+from paper_report.unreduced import METHODS, unreduced
+from paper_report.words import differences
+from toolkit import command_line
+from toolkit.recorded import Run, provenance, read
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "paper"
-DONE, USAGE, STOPPED = 0, 2, 75
-PLAIN: Any = {"highlight": False, "markup": False, "emoji": False}
 # What --quick cuts each method to; 67 steps are one dispatch, 938 an epoch.
 QUICK = {
     "sgd": ("--max-steps", "469"),
@@ -111,8 +120,9 @@ def complete(config: Config) -> bool:
     return ended or read(folder).diverged
 
 
-def train_all(configs: Sequence[Config], log: Console) -> bool:
-    """Make the runs that are not complete yet; False if a signal stopped one."""
+def train_all(configs: Sequence[Config]) -> None:
+    """Make the runs that are not complete yet; raises Stopped if a signal stops one."""
+    log = Console(stderr=True, highlight=False, markup=False, emoji=False)
     for i, config in enumerate(configs, 1):
         assert config.run_dir is not None
         head = f"[{i}/{len(configs)}] {config.run_dir.name}"
@@ -123,15 +133,14 @@ def train_all(configs: Sequence[Config], log: Console) -> bool:
         with redirect_stdout(sys.stderr):  # our own output is the result
             result = train(config)
         if result.stopped:
-            return False
-    return True
+            raise command_line.Stopped("stopped; the same command continues")
 
 
 def results_of(
     runs: Sequence[Run], without_reduction: Sequence[Run], quick: bool
 ) -> dict[str, Any]:
     """What results.json holds."""
-    examples = len(runs[0].config.data.load("train").labels)
+    examples = len(readable(runs[0].config.data.examples("train")))
 
     def figures(run: Run) -> dict[str, Any]:
         per_epoch = -(-examples // run.config.batch_size)
@@ -169,14 +178,13 @@ def machine(device: dict[str, str]) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def write(results: dict[str, Any], runs: Sequence[Run], out: Path) -> list[Grid]:
-    """Writes everything but the runs; the tables."""
+def write(results: dict[str, Any], runs: Sequence[Run], out: Path) -> None:
+    """Writes everything but the runs."""
     by_method = {name: [r for r in runs if _name(r.folder) == name] for name in PAPER}
     per_epoch = results["methods"][0]["whole"] // runs[0].config.epochs
     pictures = draw(by_method, per_epoch, out / "figures")
-    grids = tables(results)
     blocks: list[Block] = [Warn(QUICK_WARNING)] if results["quick"] else []
-    blocks += [Text(_conditions(results)), Heading("Tables"), *grids]
+    blocks += [Text(_conditions(results)), Heading("Tables"), *tables(results)]
     blocks.append(Heading("Where ours differs and why"))
     blocks += map(Text, results["differences"])
     blocks.append(Heading("Learning curves"))
@@ -187,13 +195,13 @@ def write(results: dict[str, Any], runs: Sequence[Run], out: Path) -> list[Grid]
     try:
         (out / "report.md").write_text(to_markdown(TITLE, blocks, out))
         (out / "report.html").write_text(to_html(TITLE, blocks))
-        (out / "results.json").write_text(to_json(results) + "\n")
+        text = command_line.to_json(results, indent=2)
+        (out / "results.json").write_text(text + "\n")
     except OSError as error:
         raise UsageError(
             f"{error.filename} cannot be written ({error.strerror}): give --out "
             f"another folder"
         ) from None
-    return grids
 
 
 def _conditions(results: dict[str, Any]) -> str:
@@ -207,19 +215,17 @@ def _conditions(results: dict[str, Any]) -> str:
     )
 
 
-def _arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description="Reproduce the paper's tables and figures.",
-        epilog="Further options override every config's, such as --devices 4.",
-        allow_abbrev=False,
+def _arguments() -> argparse.Namespace:
+    parser = command_line.parser(
+        "Reproduce the paper's tables and figures.",
+        "Further options override every config's, such as --devices 4.",
     )
     add = parser.add_argument
     add("--seeds", type=int, help="number of seeds, from 0; 3, or 1 with --quick")
     add("--quick", action="store_true", help="a few steps of each method, for CI")
     add("--unreduced", type=int, default=0, metavar="STEPS", help="none by default")
     add("--out", type=Path, help="runs/reproduction, or runs/reproduction-quick")
-    add("--json", action="store_true", help="print results.json")
-    arguments, overrides = parser.parse_known_args()
+    arguments, arguments.overrides = parser.parse_known_args()
     quick = arguments.quick
     arguments.seeds = (
         (1 if quick else 3) if arguments.seeds is None else arguments.seeds
@@ -227,47 +233,39 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     arguments.out = arguments.out or Path(
         "runs/reproduction-quick" if quick else "runs/reproduction"
     )
-    return arguments, overrides
+    return arguments
+
+
+def report(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What results.json holds; makes the runs that are missing, and the report."""
+    if arguments.seeds < 1:
+        raise UsageError(f"--seeds is {arguments.seeds}: use at least 1")
+    if arguments.unreduced < 0:
+        raise UsageError(f"--unreduced is {arguments.unreduced}: use 0 or more")
+    configs = planned(arguments, arguments.overrides)
+    extra = planned_unreduced(configs, arguments.unreduced)
+    train_all([*configs, *extra])
+    runs, without_reduction = (
+        [read(c.run_dir) for c in some if c.run_dir] for some in (configs, extra)
+    )
+    results = results_of(runs, without_reduction, arguments.quick)
+    write(results, runs, arguments.out)
+    return results
 
 
 def main() -> int:
     """Reproduce; exit code 2 for a caller's mistake, 75 if stopped by a signal."""
-    arguments, overrides = _arguments()
-    try:
-        if arguments.seeds < 1:
-            raise UsageError(f"--seeds is {arguments.seeds}: use at least 1")
-        if arguments.unreduced < 0:
-            raise UsageError(f"--unreduced is {arguments.unreduced}: use 0 or more")
-        configs = planned(arguments, overrides)
-        extra = planned_unreduced(configs, arguments.unreduced)
-        if not train_all([*configs, *extra], Console(stderr=True, **PLAIN)):
-            print("reproduce: stopped; the same command continues", file=sys.stderr)
-            return STOPPED
-        runs, without_reduction = (
-            [read(c.run_dir) for c in some if c.run_dir] for some in (configs, extra)
-        )
-        results = results_of(runs, without_reduction, arguments.quick)
-        grids = write(results, runs, arguments.out)
-    except UsageError as error:
-        print(f"reproduce: {error}", file=sys.stderr)
-        return USAGE
-    if arguments.json:
-        print(to_json(results))
-    else:
-        _print(grids, arguments)
-    return DONE
+    arguments = _arguments()
+    show = partial(_print, out=arguments.out)
+    return command_line.run("reproduce", arguments, report, show)
 
 
-def _print(grids: Sequence[Grid], arguments: argparse.Namespace) -> None:
-    console = Console(soft_wrap=True, **PLAIN)
-    if arguments.quick:
-        console.print(QUICK_WARNING)
-    for grid in grids:
-        table = Table(*grid.columns, title=grid.title, title_justify="left")
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print(f"Written to {arguments.out}: report.html, report.md, results.json")
+def _print(results: dict[str, Any], out: Path) -> None:
+    if results["quick"]:
+        print(QUICK_WARNING)
+    for grid in tables(results):
+        print_table(grid.rows, grid.columns, grid.title)
+    print(f"Written to {out}: report.html, report.md, results.json")
 
 
 if __name__ == "__main__":

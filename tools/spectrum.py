@@ -7,10 +7,10 @@
 The matrices are those of the mean loss over the first n training examples (10,000), in
 float64, whatever the run's dtype. Up to 4,000 parameters whose row is not zero, and
 with --exact always, all eigenvalues are computed. Otherwise those of largest modulus
-are, and the distribution of the others is estimated (tools/eigenvalues.py,
-tools/lanczos.py): then the negative ones are those below -1e-4 of the largest, and the
-zeros the zero rows alone. On the paper's network, 7,960 parameters, a matrix takes
-half a minute on two idle cores, and a minute with --exact. A run keeps checkpoints by
+are, and the distribution of the others is estimated (hfdist/spectrum): then the
+negative ones are those below -1e-4 of the largest, and the zeros the zero rows alone.
+On the paper's network, 7,960 parameters, a matrix takes half a minute on two idle
+cores, and a minute with --exact. A run keeps checkpoints by
 
     hfdist train CONFIG.py --checkpoint-steps 200 --keep-every 200
 
@@ -21,34 +21,38 @@ at the last checkpoint, and over several checkpoints how it changes.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.table import Table
+from optax import tree
 
-import eigenvalues
-from curvature_matrix import Matrix, matrix_at, placed_batches
-from eigenvalues import Found, Spectrum
-from hfdist.curvature import Curvature
-from hfdist.data.idx import Examples
+import hfdist
+from drawings.spectra import Found, draw
 from hfdist.errors import UsageError
-from hfdist.parallel import make_mesh
-from hfdist.pytree import PyTree, parameter_count
+from hfdist.parallel import make_mesh, place_chunk, replicate
+from hfdist.problem import Problem
+from hfdist.pytree import parameter_count
+from hfdist.quadratics import Curvature
 from hfdist.runs.config import Config, load
+from hfdist.runs.progress import print_table
 from hfdist.runs.resume import restore_params, saved_in
 from hfdist.runs.run_directory import read_config
-from runs import CONFIG_HELP, to_json
-from spectrum_figures import draw
+from hfdist.spectrum import Spectrum, check_memory
+from hfdist.tasks.examples import Arrays, Examples, readable
+from hfdist.tasks.pipeline import Chunk, GlobalBatches
+from hfdist.tasks.task import Task
+from toolkit import command_line
+from toolkit.recorded import CONFIG_HELP
 
 # The largest eigenvalues of 10,000 MNIST images are within 5 % of those of all 60,000,
 # at a sixth of the time.
 EXAMPLES = 10_000
+BATCH = 1000  # examples linearised at a time
+DTYPE = "float64"
 CURVATURES: dict[str, list[Curvature]] = {
     "hessian": ["hessian"],
     "gauss_newton": ["gauss_newton"],
@@ -70,8 +74,8 @@ def steps_of(run_dir: Path, step: int | None) -> list[int]:
 
 def first_examples(config: Config, count: int) -> Examples:
     """The first training examples, all of them if there are fewer."""
-    examples = config.data.load("train")
-    return Examples(examples.inputs[:count], examples.labels[:count])
+    examples = readable(config.data.examples("train"))
+    return Arrays(examples.gather(np.arange(min(count, len(examples)))))
 
 
 def spectra(
@@ -82,29 +86,64 @@ def spectra(
     arguments: argparse.Namespace,
 ) -> list[Found]:
     """The spectra of each curvature at each step."""
-    problem, like = config.build_problem(examples.inputs.shape[1])
-    eigenvalues.check_memory(parameter_count(like), arguments.exact)
+    problem, like = config.build_problem()
+    check_memory(parameter_count(like), arguments.exact)
+    problem = on_stored(problem, config.data)
     batches = placed_batches(examples, mesh)
-    matrices: dict[Curvature, Callable[[PyTree], Matrix]] = {
-        curvature: matrix_at(problem, batches, curvature, mesh)
-        for curvature in CURVATURES[arguments.curvature]
-    }
     found = []
     for step in steps:
         _, params = restore_params(arguments.run_dir, like, step)
-        for curvature, at in matrices.items():
+        params = replicate(tree.cast(params, DTYPE), mesh)
+        for curvature in CURVATURES[arguments.curvature]:
             print(f"spectrum: step {step:,}, {curvature} …", file=sys.stderr)
-            one = eigenvalues.spectrum(at(params), arguments.top, arguments.exact)
+            matrix = hfdist.curvature(
+                problem, params, batches, curvature, mesh, stacked=True
+            )
+            one = hfdist.spectrum.spectrum(matrix, arguments.top, arguments.exact)
             found.append(Found(step, curvature, one))
     return found
 
 
-def condition(spectrum: Spectrum, damping: float) -> float:
-    """(λ_max + λ) / (λ_min + λ); infinite if that is 0 to roundoff, nan if negative."""
-    largest, smallest = spectrum.largest + damping, spectrum.smallest + damping
-    if abs(smallest) <= spectrum.zero_below:
-        return math.inf
-    return largest / smallest if smallest > 0 else math.nan
+def on_stored(problem: Problem, task: Task) -> Problem:
+    """The problem on batches as they are stored, prepared one at a time."""
+
+    def predict(params, batch):
+        return problem.predict(params, task.prepare(batch, DTYPE))
+
+    def loss(outputs, batch):
+        return problem.loss(outputs, task.prepare(batch, DTYPE))
+
+    return problem._replace(predict=predict, loss=loss)
+
+
+def placed_batches(examples: Examples, mesh: Mesh | None) -> Chunk:
+    """All the examples on the devices, leaves (S, B, …); weight 0 pads the last batch.
+
+    Of few examples none is a whole batch: B is then what the devices share evenly.
+    """
+    devices = 1 if mesh is None else mesh.size
+    size = min(BATCH, len(examples))
+    source = GlobalBatches(examples, size + -size % devices, seed=None)
+    return place_chunk(source.chunk(0, source.per_epoch), mesh)
+
+
+def to_json(found: Spectrum) -> dict[str, Any]:
+    """What a program may want of a spectrum, the point masses left out."""
+    residuals = found.residuals_K
+    return {
+        "method": found.method,
+        "largest": found.largest,
+        "smallest": found.smallest,
+        "smallest_residual": found.smallest_residual,
+        "negative_share": found.negative_share,
+        "zero_below": found.zero_below,
+        "zeros": found.zeros,
+        "trace": found.moment(1),
+        "trace_error": found.trace_error,
+        "trace_of_square": found.moment(2),
+        "top": found.top_K.tolist(),
+        "residuals": None if residuals is None else residuals.tolist(),
+    }
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,15 +162,15 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         found = spectra(config, examples, mesh, steps, arguments)
     rows = [
         {"step": one.step, "curvature": one.curvature}
-        | eigenvalues.to_json(one.spectrum)
-        | {"condition": condition(one.spectrum, damping)}
+        | to_json(one.spectrum)
+        | {"condition": one.spectrum.condition(damping)}
         for one in found
     ]
     prefix = arguments.out or arguments.run_dir / "spectrum"
     return {
         "run_dir": str(arguments.run_dir),
         "parameters": round(found[0].spectrum.counts_V.sum()),
-        "examples": len(examples.labels),
+        "examples": len(examples),
         "devices": arguments.devices,
         "damping": damping,
         "spectra": rows,
@@ -141,9 +180,8 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     """Analyse one run; exit code 2 for a caller's mistake."""
-    parser = argparse.ArgumentParser(
-        description="Eigenvalues of the curvature at the checkpoints of a run.",
-        allow_abbrev=False,
+    parser = command_line.parser(
+        "Eigenvalues of the curvature at the checkpoints of a run."
     )
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR")
@@ -154,24 +192,12 @@ def main() -> int:
     add("--top", type=int, default=10, help="eigenvalues of largest modulus to list")
     add("--exact", action="store_true", help="all eigenvalues, whatever the size")
     add("--out", type=Path, metavar="PREFIX", help="of the figures; RUN_DIR/spectrum")
-    add("--json", action="store_true", help="print one JSON object")
     add("--config", type=Path, metavar="CONFIG.py", help=CONFIG_HELP)
-    arguments = parser.parse_args()
-    try:
-        said = report(arguments)
-    except UsageError as error:
-        print(f"spectrum: {error}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(to_json(said))
-    else:
-        _print(said)
-    return 0
+    return command_line.run("spectrum", parser.parse_args(), report, _print)
 
 
 def _print(said: dict[str, Any]) -> None:
     title = "{run_dir}: {parameters:,} parameters, {examples:,} examples"
-    table = Table(title=title.format(**said), pad_edge=False)
     columns = {
         "step": "{step:,}",
         "curvature": "{curvature}",
@@ -182,15 +208,13 @@ def _print(said: dict[str, Any]) -> None:
         "trace": "{trace:.5g}",
         f"condition λ = {said['damping']:g}": "{condition:.4g}",
     }
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=column == "curvature")
+    rows = [
+        [form.format(**row) for form in columns.values()] for row in said["spectra"]
+    ]
+    print_table(rows, columns, title.format(**said), justify="right")
     for row in said["spectra"]:
-        table.add_row(*(form.format(**row) for form in columns.values()))
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    console.print(table)
-    for row in said["spectra"]:
-        console.print(_details(row))
-    console.print("drawn: " + ", ".join(said["figures"]))
+        print(_details(row))
+    print("drawn: " + ", ".join(said["figures"]))
 
 
 def _details(row: dict[str, Any]) -> str:

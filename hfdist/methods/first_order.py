@@ -1,13 +1,16 @@
 """First-order methods: any optax optimiser, under the contract of this package."""
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import optax
 
-from hfdist.curvature import value_and_gradient
-from hfdist.damping import Refusal, not_finite
+from hfdist.checks import Count, Positive, Whole
+from hfdist.errors import UsageError
 from hfdist.methods.method import Method, State, initial_info
+from hfdist.outcome import Refusal, not_finite
+from hfdist.quadratics import value_and_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,48 @@ class FirstOrder(Method):
     A skipped update leaves the optimiser's own state (momentum …) as it was. A
     `curvature_batch` is left aside.
     """
+
+    learning_rate: Positive = 0.1
+    """Step size α, at its highest; in your own loop, an optax schedule too."""
+    warmup_steps: Annotated[int, Whole(0)] = 0
+    """Updates in which α rises: the k-th takes α k / (warmup_steps + 1)."""
+    decay_steps: Count | None = None
+    """Update after which α, which falls along half a cosine, is 0; None: it stays."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in fields(self):
+            if field.name != "learning_rate" and callable(getattr(self, field.name)):
+                raise UsageError(
+                    f"{field.name} is a schedule: use a number, as the learning_rate "
+                    f"alone may be one"
+                )
+        if not self.warmup_steps and self.decay_steps is None:
+            return
+        if callable(self.learning_rate):
+            raise UsageError(
+                "learning_rate is a schedule, and warmup_steps and decay_steps make "
+                "one: give the highest rate, or leave them out"
+            )
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise UsageError(
+                f"decay_steps is {self.decay_steps}: use more than warmup_steps, "
+                f"{self.warmup_steps}, which it counts too"
+            )
+
+    @property
+    def rate(self) -> Any:
+        """α: a number, or an optax schedule of the updates made so far."""
+        peak, warmup = self.learning_rate, self.warmup_steps
+        if not warmup and self.decay_steps is None:
+            return peak
+        after = optax.constant_schedule(peak)
+        if self.decay_steps is not None:
+            after = optax.cosine_decay_schedule(peak, self.decay_steps - warmup)
+        if not warmup:
+            return after
+        rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+        return optax.join_schedules([rise, after], [warmup])
 
     @abc.abstractmethod
     def optimizer(self) -> optax.GradientTransformation:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from hfdist.checks import NonNegative, known
-from hfdist.coordinates import gram
 from hfdist.errors import UsageError
 from hfdist.methods.second_order import SecondOrder
 from hfdist.solvers.cg import CG
@@ -41,12 +40,6 @@ class HessianFree(SecondOrder):
     def start_decay(self):
         return self.warm_start
 
-    def held(self, unknowns, examples):
-        # x, r, p, A p and b; each twice, and XXᵀ, in gram coordinates.
-        return 5 * unknowns * (2 if examples else 1) + examples**2
-
-    def coordinates(self, first, devices):
-        return gram(first, devices)
-
-    def solve(self, product, b, start, inner):
-        return self.cg.solve(product, b, start, inner)
+    @property
+    def solver(self):
+        return self.cg

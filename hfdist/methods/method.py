@@ -5,7 +5,7 @@ write one file beside this one; a config imports its class.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 
 from hfdist.batches import check_batch, examples_in
 from hfdist.checks import Settings
-from hfdist.damping import Refusal
 from hfdist.errors import UsageError
+from hfdist.outcome import Refusal
 from hfdist.parallel import Collectives, collectives, data_parallel
 from hfdist.problem import Batch, Problem, check_penalty
 from hfdist.pytree import PyTree, check_differentiable, working_dtype
+from hfdist.solvers.solution import Reason
 
 
 class Info(NamedTuple):
@@ -45,6 +46,7 @@ class Info(NamedTuple):
     actual_decrease: Array  # f(w) - f(w + step) itself
     loss_after: Array  # f(w + step)
     refusal: Array  # int32, a Refusal: why the update is zero
+    solver_reason: Array  # int32, a Reason: why the linear solve ended
 
 
 class State(NamedTuple):
@@ -107,13 +109,13 @@ class Method(Settings, abc.ABC):
         if isinstance(replicated, str):
             raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
         if mesh is not None:
-            problem = problem._replace(loss=_one_a_row(problem.loss, replicated))
+            problem = problem._replace(loss=one_a_row(problem.loss, replicated))
         devices = collectives(mesh, replicated)
         step = partial(self.step, problem, devices)
         step = data_parallel(step, mesh, replicated)
 
         def init(params):
-            _check_params(problem, params)
+            check_params(problem, params)
             return self.init(params)
 
         def update(
@@ -133,13 +135,30 @@ class Method(Settings, abc.ABC):
                     "optimizer.update(None, state, params, batch=batch) (a "
                     "TrainState's apply_gradients passes no batch: call its tx.update)"
                 )
-            _check_params(problem, params)
+            check_params(problem, params)
             for examples in (batch, curvature_batch):
                 if examples is not None:
                     check_batch(examples, replicated)
             return step(updates, state, params, batch, curvature_batch)
 
         return optax.GradientTransformationExtraArgs(init, update)
+
+
+def make_step(
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> Callable[[Any, Batch], Any]:
+    """An update with an optimiser of `build`, to be scanned over batches.
+
+    (params, state), batch -> (params, state), info
+    """
+    update: Callable[..., Any] = optimizer.update
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = update(None, state, params, batch=batch)
+        return (optax.apply_updates(params, updates), state), state.info
+
+    return step
 
 
 def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
@@ -159,10 +178,11 @@ def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
         actual_decrease=scalar(jnp.nan),
         loss_after=scalar(jnp.nan),
         refusal=jnp.int32(Refusal.NONE),
+        solver_reason=jnp.int32(Reason.CONVERGED),
     )
 
 
-def _one_a_row(loss, replicated):
+def one_a_row(loss, replicated):
     """The loss, refused where it does not return one number for each row it is given.
 
     Over devices anything else would count some examples more often than others.
@@ -181,7 +201,8 @@ def _one_a_row(loss, replicated):
     return checked
 
 
-def _check_params(problem: Problem, params: PyTree) -> None:
+def check_params(problem: Problem, params: PyTree) -> None:
+    """Raise UsageError for params that are not all there to be differentiated."""
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
         raise UsageError(

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 
 from hfdist.checks import NonNegative
-from hfdist.coordinates import orthonormal
-from hfdist.curvature import Curvature
 from hfdist.methods.second_order import SecondOrder
+from hfdist.quadratics import Curvature
 from hfdist.solvers.dense import Dense
 
 
@@ -19,14 +18,6 @@ class Newton(SecondOrder):
     """The matrix: exact Hessian, Gauss-Newton, or Hessian by finite differences."""
     dense: Dense = field(default_factory=Dense)
 
-    def held(self, unknowns, examples):
-        del examples
-        return 3 * unknowns**2
-
-    def coordinates(self, first, devices):
-        return orthonormal(first, devices)
-
-    def solve(self, product, b, start, inner):
-        """By the matrix in orthonormal coordinates, where `inner` is the plain."""
-        del start, inner
-        return self.dense.solve(product, b)
+    @property
+    def solver(self):
+        return self.dense

@@ -1,17 +1,17 @@
 """One second-order step, from its choices.
 
-    w ← w + α d,   (C + λI) d ≈ -∇f(w)
+    w ← w + s,   s = α d,   (C + λI) d ≈ -∇f(w)
 
-curvature C × solver × damping rule for λ × learning rate α (paper, eq. 2 and
-Algorithm 2). The methods beside this file are points in that grid. The solve is in the
-coordinates of coordinates.py that suit the solver, where the step lies in their range:
-if it starts from 0 and its gradient is that of the batch of its products.
+curvature C × solver × damping rule for λ × step rule (paper, eq. 2 and Algorithm 2).
+The methods beside this file are points in that grid. The solve is in the coordinates
+of coordinates.py that suit the solver, where the step lies in their range: if it
+starts from 0 and its gradient is that of the batch of its products.
 """
 
 import abc
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +19,33 @@ import optax
 from jax import Array
 from optax import tree
 
+from hfdist import damping as damping_rules
+from hfdist import step_rules
 from hfdist.checks import NonNegative, Positive, known
-from hfdist.coordinates import Coordinates, full, pulled_back
-from hfdist.curvature import (
-    Curvature,
-    mean_loss_and_rounding,
-    quadratic,
-    value_and_gradient,
-)
-from hfdist.damping import (
-    RULES,
-    DampingRule,
+from hfdist.choices import choices, chosen
+from hfdist.coordinates import full, gram, orthonormal, pulled_back
+from hfdist.errors import UsageError
+from hfdist.first_product import Shorter, first_product, shorten
+from hfdist.methods.method import Info, Method, State, initial_info
+from hfdist.outcome import (
     Outcome,
     Refusal,
     before_the_step,
     not_finite,
     reduction_ratio,
 )
-from hfdist.errors import UsageError
-from hfdist.first_product import FirstProduct, Shorter, first_product, shorten
-from hfdist.methods.method import Info, Method, State, initial_info
-from hfdist.parallel import ONE_DEVICE, Collectives
+from hfdist.parallel import ONE_DEVICE
 from hfdist.pytree import PyTree, parameter_count, roundoff, widen
-from hfdist.solvers.solution import Solution
+from hfdist.quadratics import Curvature, Value, quadratic, value_and_gradient, value_at
+from hfdist.solvers.solver import Solver
+from hfdist.solvers.system import System
+from hfdist.step import Proposal, Step
+
+if TYPE_CHECKING:
+    DampingRule = StepRule = str
+else:
+    DampingRule = Literal[choices(damping_rules)]
+    StepRule = Literal[choices(step_rules)]
 
 # The difference of two losses is evidence above so many times the rounding of one.
 ROUNDINGS = 8
@@ -75,6 +79,8 @@ class SecondOrder(Method):
     Nielsen's for a whole batch every step."""
     damping_bounds: tuple[Positive, Positive] = (1e-10, 1e10)
     """Least and greatest λ that the damping rule may come to."""
+    step_rule: StepRule = "fixed_rate"
+    """How far to go along the solution: α times it."""
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
@@ -96,26 +102,10 @@ class SecondOrder(Method):
                 f"{self.damping_rule} needs a λ₀ within"
             )
 
+    @property
     @abc.abstractmethod
-    def solve(
-        self,
-        product: Callable[[PyTree], PyTree],
-        b: PyTree,
-        start: PyTree | None,
-        inner: Callable[[PyTree, PyTree], Array],
-    ) -> Solution:
-        """x with A x ≈ b, A being self-adjoint in `inner`."""
-
-    @abc.abstractmethod
-    def held(self, unknowns: int, examples: int) -> int:
-        """Numbers that a solve holds, in the span of so many inputs; 0: of all params.
-
-        The solve is never reduced for more memory than it takes without.
-        """
-
-    @abc.abstractmethod
-    def coordinates(self, first: FirstProduct, devices: Collectives) -> Coordinates:
-        """Those of the span of the inputs that suit the solver."""
+    def solver(self) -> Solver:
+        """What solves (C + λI) d = -∇f(w)."""
 
     @property
     def start_decay(self) -> float:
@@ -149,17 +139,20 @@ class SecondOrder(Method):
                 return tree.add_scale(model.product(v), damping, v)
 
         b = tree.scale(-1, model.gradient)
+        system = System(damped_product, b, memory.start, space.inner)
         with jax.named_scope("solve"):
-            solution = self.solve(damped_product, b, memory.start, space.inner)
-        step = tree.scale(learning_rate, solution.x)
-        info = _measured(model, b, solution, step, space, learning_rate, damping)
+            solution = self.solver.solve(system)
+        rule = chosen("step_rule", self.step_rule, step_rules)
+        proposal = Proposal(system, solution, damping, learning_rate)
+        step = rule(proposal)
+        info = _measured(model.value, proposal, step)
         if self.adaptive:
-            info = _judged(info, space, step, params, batch, devices)
+            info = _judged(info, model.value_at(step.change), params)
         memory = self._remembered(memory, info, damping, solution.x)
         zeros = tree.zeros_like(params)
-        step = tree.cast_like(space.expand(step), params)
-        step = tree.where(info.accepted, step, zeros)
-        return step, State(memory, tree.cast_like(info, state.info))
+        update = tree.cast_like(space.expand(step.change), params)
+        update = tree.where(info.accepted, update, zeros)
+        return update, State(memory, tree.cast_like(info, state.info))
 
     def explain(self, problem, params, batch):
         n = parameter_count(params)
@@ -189,7 +182,8 @@ class SecondOrder(Method):
         space, model = self._curvature(problem, devices, params, examples, alone)
         if curvature_batch is not None:
             value, own = value_and_gradient(problem, params, batch, devices)
-            model = model._replace(value=value, gradient=own)
+            at = partial(value_at, problem, params, batch, devices)
+            model = model._replace(value=value, gradient=own, value_at=at)
         if gradient is not None:
             model = model._replace(gradient=tree.cast(gradient, model.value.dtype))
         return space, pulled_back(model, space)
@@ -201,7 +195,8 @@ class SecondOrder(Method):
             space = full(problem, params)
         else:
             first = first_product(shorter, problem.loss, params, examples, devices)
-            space = self.coordinates(first, devices)
+            coordinates = gram if self.solver.by_inner_products else orthonormal
+            space = coordinates(first, devices)
         return space, quadratic(
             space.problem, space.params, examples, self.curvature, devices
         )
@@ -215,7 +210,7 @@ class SecondOrder(Method):
         if not alone or "inputs" in devices.replicated:
             return "the gradient is of other examples than the products"
         params = devices.vary(params)
-        return shorten(problem, params, batch, devices.size, self.held)
+        return shorten(problem, params, batch, devices.size, self.solver.held)
 
     def _remembered(self, memory: Memory, info: Info, damping: Array, x: Any) -> Memory:
         """What the next step needs."""
@@ -227,10 +222,11 @@ class SecondOrder(Method):
         refused = jnp.where(kept, memory.refused, memory.refused + 1)
         refused = jnp.where(info.accepted, 0, refused)
         updates = jnp.asarray(optax.safe_increment(memory.updates))
-        outcome = Outcome(info.rho, info.refusal, refused)
         first = jnp.asarray(_at(self.damping, memory.updates), damping.dtype)
-        rule = RULES[self.damping_rule]
-        damping = rule(damping, outcome, first, self.damping_bounds)
+        bounds = self.damping_bounds
+        outcome = Outcome(info.rho, info.refusal, refused, first, bounds)
+        rule = chosen("damping_rule", self.damping_rule, damping_rules)
+        damping = rule(damping, outcome)
         return Memory(updates, damping, refused, start)
 
 
@@ -239,22 +235,16 @@ def _at(setting: Any, count: Array) -> Any:
     return setting(count) if callable(setting) else setting
 
 
-def _measured(model, b, solution, step, space, learning_rate, damping) -> Info:
+def _measured(value: Array, proposal: Proposal, step: Step) -> Info:
     """What is known of a step without the loss after it."""
-    squared_norm = space.inner(step, step)
+    system, solution, damping, _ = proposal
+    squared_norm = system.inner(step.change, step.change)
     step_norm = jnp.sqrt(jnp.maximum(squared_norm, 0))
-    gradient_norm = jnp.sqrt(jnp.maximum(space.inner(b, b), 0))
-    # With s = α x and C x = b - r - λ x no further product is needed: the decrease
-    # ⟨b, s⟩ - ½ ⟨s, C s⟩, with λ left out (Martens 2010).
-    along_b = space.inner(step, b)
-    c_s = learning_rate * (along_b - space.inner(step, solution.residual))
-    predicted = along_b - (c_s - damping * squared_norm) / 2
-    refusal = not_finite(
-        model.value, gradient_norm, step_norm + solution.relative_residual
-    )
-    unknown = jnp.full_like(model.value, jnp.nan)
+    gradient_norm = jnp.sqrt(jnp.maximum(system.inner(system.b, system.b), 0))
+    refusal = not_finite(value, gradient_norm, step_norm + solution.relative_residual)
+    unknown = jnp.full_like(value, jnp.nan)
     return Info(
-        loss=model.value,
+        loss=value,
         damping=damping,
         rho=unknown,
         cg_steps=solution.steps,
@@ -263,23 +253,22 @@ def _measured(model, b, solution, step, space, learning_rate, damping) -> Info:
         accepted=refusal == Refusal.NONE,
         indefinite=solution.indefinite,
         gradient_norm=gradient_norm,
-        predicted_decrease=predicted,
+        predicted_decrease=step.predicted_decrease,
         actual_decrease=unknown,
         loss_after=unknown,
         refusal=refusal,
+        solver_reason=solution.reason,
     )
 
 
-def _judged(info, space, step, params, batch, devices) -> Info:
+def _judged(info: Info, after: Value, params: PyTree) -> Info:
     """The info with what the loss after the step says of it."""
-    change = tree.cast_like(space.into(step), space.params)
-    moved = optax.apply_updates(space.params, change)
-    loss, rounding = mean_loss_and_rounding(space.problem, moved, batch, devices)
     # A step shorter than the rounding of the params is no evidence of anything.
     shortest = roundoff(params) * tree.norm(widen(params))
-    resolution = jnp.where(info.step_norm > shortest, ROUNDINGS * rounding, jnp.inf)
+    resolution = ROUNDINGS * after.rounding
+    resolution = jnp.where(info.step_norm > shortest, resolution, jnp.inf)
 
-    decrease = info.loss - loss
+    decrease = info.loss - after.loss
     rho = reduction_ratio(decrease, info.predicted_decrease, resolution)
     evident = ~jnp.isnan(rho)
     rose = info.accepted & evident & ~(decrease >= 0)
@@ -288,6 +277,6 @@ def _judged(info, space, step, params, batch, devices) -> Info:
         rho=jnp.where(info.indefinite & evident, -jnp.inf, rho),
         accepted=refusal == Refusal.NONE,
         actual_decrease=decrease,
-        loss_after=loss,
+        loss_after=after.loss,
         refusal=refusal,
     )

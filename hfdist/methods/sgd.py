@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import optax
 
-from hfdist.checks import Positive
 from hfdist.methods.first_order import FirstOrder
 
 
@@ -12,8 +11,5 @@ from hfdist.methods.first_order import FirstOrder
 class SGD(FirstOrder):
     """w ← w - α ∇f(w) (paper, section 4.1: α = 0.1)."""
 
-    learning_rate: Positive = 0.1
-    """Step size α; in your own loop, an optax schedule too."""
-
     def optimizer(self):
-        return optax.sgd(self.learning_rate)
+        return optax.sgd(self.rate)

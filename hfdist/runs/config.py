@@ -136,6 +136,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not os.path.isfile(path):
         raise UsageError(f"config {path} does not exist or is not a file")
+    # A config imports what lies beside it, as a script does, but behind all else.
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         variables = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:

@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar on a terminal, else a line an epoch."""
 
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 from rich import progress
 from rich.console import Console
@@ -56,10 +57,26 @@ def digits(figure: float) -> str:
     return f"{figure:#.4g}"
 
 
-def print_table(rows: Iterable[Iterable[object]], header: Collection[str] = ()) -> None:
-    """Rows of values, whole numbers with commas."""
-    table = Table(*header, show_header=bool(header))
+def print_table(
+    rows: Iterable[Iterable[object]],
+    header: Collection[str] = (),
+    title: str = "",
+    justify: Literal["left", "right"] = "left",
+) -> None:
+    """Rows of values; `justify` is for all columns but the first."""
+    table = Table(title=Text(title) if title else None, show_header=bool(header))
+    table.title_justify = "left"
+    for i, name in enumerate(header):
+        table.add_column(Text(name), justify=justify if i else "left")
     for row in rows:
-        texts = (f"{v:,}" if isinstance(v, int) else str(v) for v in row)
-        table.add_row(*map(Text, texts))
+        table.add_row(*(Text(_text(value)) for value in row))
     Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _text(value: object) -> str:
+    """A value in a table: numbers with commas, or in four digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)

@@ -29,7 +29,7 @@ from hfdist.cluster.processes import (
     within,
 )
 from hfdist.errors import UsageError
-from hfdist.methods.method import Info, State
+from hfdist.methods.method import Info, State, make_step
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
 from hfdist.pytree import PyTree
@@ -242,15 +242,12 @@ def make_chunk_step(
     optimizer: optax.GradientTransformationExtraArgs, prepare: Callable[[Batch], Batch]
 ) -> Any:
     """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
-    update: Callable[..., Any] = optimizer.update
+    update = make_step(optimizer)
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
-        params, state = carry
-        updates, state = update(None, state, params, batch=prepare(batch))
+        carry, info = update(carry, prepare(batch))
         # One row for all of the info: each array that a scan stacks costs time.
-        return (optax.apply_updates(params, updates), state), ravel_pytree(state.info)[
-            0
-        ]
+        return carry, ravel_pytree(info)[0]
 
     @partial(jax.jit, donate_argnums=0)
     def steps(carry: Carry, chunk: Batch) -> tuple[Carry, Info]:

@@ -9,15 +9,16 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve
 
-from hfdist.checks import Count, Settings
+from hfdist.checks import Count
 from hfdist.errors import UsageError
 from hfdist.memory import device_memory
 from hfdist.pytree import PyTree, parameter_count
-from hfdist.solvers.solution import Solution
+from hfdist.solvers.solution import Reason, Solution
+from hfdist.solvers.solver import Solver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense(Settings):
+class Dense(Solver):
     """Solve A x = b by Cholesky, or by LU where A is not positive definite.
 
     Memory: about 3 N² numbers, for A, its factor and one working copy. Cost: N products
@@ -41,30 +42,42 @@ class Dense(Settings):
                 f"products, or a smaller network"
             )
 
-    def solve(
-        self,
-        product: Callable[[PyTree], PyTree],
-        b: PyTree,
-    ) -> Solution:
+    by_inner_products = False
+
+    def solve(self, system):
         """x with A x = b, A materialised from its products by a `lax.map`.
 
-        Raises UsageError, before anything is compiled, where A cannot fit.
+        A has to be symmetric: the start and the inner product are left aside. Raises
+        UsageError, before anything is compiled, where A cannot fit.
         """
+        product, b, _, _ = system
         self.check_memory(b)
         b_N, unravel = ravel_pytree(b)
         a_NN = materialise(product, b, self.block)
         factor_NN = jnp.linalg.cholesky(a_NN)
-        indefinite = ~jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
+        positive = jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
         x_N = jax.lax.cond(
-            indefinite,
-            lambda: solve(a_NN, b_N),
+            positive,
             lambda: cho_solve((factor_NN, True), b_N),
+            lambda: solve(a_NN, b_N),
         )
         residual_N = b_N - a_NN @ x_N
         norm = jnp.maximum(jnp.linalg.norm(b_N), jnp.finfo(b_N.dtype).tiny)
         relative_residual = jnp.linalg.norm(residual_N) / norm
+        reason = _reason(positive, jnp.isfinite(relative_residual))
         x, residual = unravel(x_N), unravel(residual_N)
-        return Solution(x, residual, relative_residual, jnp.int32(0), indefinite)
+        return Solution(x, residual, relative_residual, jnp.int32(0), reason)
+
+    def held(self, unknowns, examples):
+        del examples
+        return 3 * unknowns**2
+
+
+def _reason(positive: Array, finite: Array) -> Array:
+    """The Reason of a solve: whether A has a Cholesky factor, and what came of it."""
+    definite = jnp.where(finite, Reason.CONVERGED, Reason.NOT_FINITE)
+    other = jnp.where(finite, Reason.NEGATIVE_CURVATURE, Reason.SINGULAR)
+    return jnp.where(positive, definite, other).astype(jnp.int32)
 
 
 def materialise(

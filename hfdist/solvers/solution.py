@@ -1,5 +1,6 @@
 """What every linear solver returns."""
 
+from enum import IntEnum
 from typing import NamedTuple
 
 from jax import Array
@@ -7,11 +8,36 @@ from jax import Array
 from hfdist.pytree import PyTree
 
 
+class Reason(IntEnum):
+    """Why a solve ended."""
+
+    CONVERGED = 0
+    """The residual is as small as was asked for, or A was factorised by Cholesky."""
+    STEPS_USED_UP = 1
+    """So many products as were allowed did not bring it there."""
+    NEGATIVE_CURVATURE = 2
+    """vᵀAv ≤ 0 for some v: A is not positive definite."""
+    SINGULAR = 3
+    """A has no inverse, or vᵀAv is no number."""
+    NOT_FINITE = 4
+    """b or the residual is not finite, which says nothing of A."""
+
+
 class Solution(NamedTuple):
-    """An approximate solution of A x = b, A symmetric and given by its products."""
+    """An approximate solution of A x = b."""
 
     x: PyTree
     residual: PyTree  # b - A x, like x
     relative_residual: Array  # (), ‖b - A x‖ / ‖b‖; 0 for b = 0
     steps: Array  # () int32, CG steps taken; 0 for a direct solve
-    indefinite: Array  # () bool, whether A was seen not to be positive definite
+    reason: Array  # () int32, a Reason
+
+    @property
+    def indefinite(self) -> Array:
+        """() bool, whether A was seen not to be positive definite."""
+        return not_positive(self.reason)
+
+
+def not_positive(reason: Array) -> Array:
+    """Whether a solve ended because A is not positive definite."""
+    return (reason == Reason.NEGATIVE_CURVATURE) | (reason == Reason.SINGULAR)

@@ -1,0 +1,27 @@
+"""The contract of a linear solver."""
+
+import abc
+from typing import ClassVar
+
+from hfdist.checks import Settings
+from hfdist.solvers.solution import Solution
+from hfdist.solvers.system import System
+
+
+class Solver(Settings, abc.ABC):
+    """Settings of a solver of A x = b, a frozen dataclass."""
+
+    by_inner_products: ClassVar[bool]
+    """Whether A need be self-adjoint in `System.inner` alone, not a symmetric matrix:
+    the reduced solve is then in coordinates that cost no factorisation."""
+
+    @abc.abstractmethod
+    def solve(self, system: System) -> Solution:
+        """x with A x ≈ b."""
+
+    @abc.abstractmethod
+    def held(self, unknowns: int, examples: int) -> int:
+        """Numbers that a solve holds, in the span of so many inputs; 0: of all params.
+
+        The solve is never reduced for more memory than it takes without.
+        """

@@ -1,0 +1,24 @@
+"""What a step rule is given, and what it returns."""
+
+from typing import Any, NamedTuple
+
+from jax import Array
+
+from hfdist.solvers.solution import Solution
+from hfdist.solvers.system import System
+
+
+class Proposal(NamedTuple):
+    """What was solved for, in the coordinates of the solve."""
+
+    system: System  # (C + λI) d = -g
+    solution: Solution
+    damping: Array  # (), λ
+    learning_rate: Array  # (), α
+
+
+class Step(NamedTuple):
+    """A step s, and what the quadratic model promises of it."""
+
+    change: Any  # s, like the solution
+    predicted_decrease: Array  # (), -⟨g, s⟩ - ½ ⟨s, C s⟩, without λ (Martens 2010)

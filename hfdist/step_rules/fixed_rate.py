@@ -1,0 +1,17 @@
+"""The step s = α d."""
+
+from optax import tree
+
+from hfdist.step import Proposal, Step
+
+
+def fixed_rate(proposal: Proposal) -> Step:
+    """s = α d: the solution, times the learning rate (paper, Algorithm 2).
+
+    With C d = b - r - λ d, b = -g, no further product is needed for ⟨s, C s⟩.
+    """
+    system, solution, damping, learning_rate = proposal
+    step = tree.scale(learning_rate, solution.x)
+    along_b = system.inner(step, system.b)
+    c_s = learning_rate * (along_b - system.inner(step, solution.residual))
+    return Step(step, along_b - (c_s - damping * system.inner(step, step)) / 2)

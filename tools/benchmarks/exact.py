@@ -1,0 +1,96 @@
+"""What input reduction buys: the exact step, Hessian-free training beside SGD."""
+
+import statistics
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from optax import tree
+
+import hfdist
+from benchmarks.measurement import Measurement, seconds_each
+from hfdist.methods.method import make_step
+from hfdist.models.mlp import MLP
+from hfdist.runs.config import Config
+from hfdist.runs.resume import restore_params
+from hfdist.runs.train import train
+from toolkit.batches import mnist_batch
+
+NEWTON = hfdist.Newton(damping=32.0, learning_rate=0.5)
+ROUNDS = 3
+STEPS = 100
+
+
+def exact() -> list[Measurement]:
+    """Reduced against unreduced, HF-GN against SGD, the dense solve against CG."""
+    return [
+        *_dense_step(),
+        *_training("784-10-10", 10),
+        *_training("784-128-10", 128),
+        *_trajectories("float32", 1e-6, 1e-3),
+        *_trajectories("float64", 1e-11, 1e-8),
+    ]
+
+
+def _dense_step() -> list[Measurement]:
+    """A damped-Newton step of the paper's network in all params, and reduced."""
+    problem, params = Config(method=NEWTON).build_problem()
+    batch = mnist_batch("train", 64)
+
+    def seconds(method: hfdist.Method, repeats: int) -> float:
+        optimizer = method.build(problem)
+        step = jax.jit(make_step(optimizer))
+        carry = params, optimizer.init(params)
+        seconds_each(step, carry, batch, repeats=1)
+        return statistics.median(seconds_each(step, carry, batch, repeats=repeats))
+
+    full = seconds(replace(NEWTON, input_reduction=False), 3)
+    reduced = seconds(NEWTON, 20)
+    return [
+        Measurement("exact step, 7,960 unknowns", full * 1e3, None, "ms"),
+        Measurement("exact step, reduced", reduced * 1e3, None, "ms"),
+        Measurement("reduced / unreduced", reduced / full, 1 / 50, "ratio"),
+    ]
+
+
+def _training(name: str, width: int) -> list[Measurement]:
+    """Seconds of 7 epochs of the trainer, of both methods in turn."""
+    sgd = Config(method=hfdist.SGD(learning_rate=0.1), model=MLP(hidden=(width,)))
+    hf = replace(sgd, method=hfdist.HessianFree())
+    pairs = [(_run(hf).seconds, _run(sgd).seconds) for _ in range(ROUNDS)]
+    hf_seconds, sgd_seconds = (statistics.median(s) for s in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    return [
+        Measurement(f"{name}: SGD, 7 epochs", sgd_seconds, None, "s"),
+        Measurement(f"{name}: HF-GN, 7 epochs", hf_seconds, None, "s"),
+        Measurement(f"{name}: HF-GN / SGD", ratio, 2.5, "ratio"),
+    ]
+
+
+def _trajectories(dtype: Any, rtol: float, limit: float) -> list[Measurement]:
+    """Damped Newton by the dense solve and by tight CG, step after step."""
+    tight = hfdist.CG(max_steps=500, rtol=rtol)
+    by_cg = hfdist.HessianFree(
+        curvature="hessian", damping=32.0, learning_rate=0.5, cg=tight
+    )
+    ends = []
+    for method in (NEWTON, by_cg):
+        config = Config(method=method, dtype=dtype, max_steps=STEPS)
+        with tempfile.TemporaryDirectory() as folder, jax.enable_x64(True):
+            _run(config, Path(folder))
+            _, start = config.build_problem()
+            ends.append(jax.device_get(restore_params(Path(folder), start)[1]))
+    with jax.enable_x64(True):
+        difference = tree.norm(tree.sub(*ends)) / tree.norm(ends[0])
+    name = f"dense / CG to {rtol:.0e}, {STEPS} steps, {dtype}"
+    return [Measurement(name, difference.item(), limit, "of params")]
+
+
+def _run(config: Config, run_dir: Path | None = None):
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        run_dir = run_dir or Path(folder)
+        return train(replace(config, run_dir=run_dir, checkpoint_minutes=1e6))

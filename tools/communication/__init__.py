@@ -1,0 +1,1 @@
+"""What `tools/comms.py` knows: the collectives of a program, what they cost."""

@@ -1,0 +1,1 @@
+"""What `tools/reproduce.py` makes of the runs: comparison, tables, figures, words."""

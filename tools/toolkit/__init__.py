@@ -1,0 +1,1 @@
+"""What the tools share: the command line, what runs recorded, batches to measure."""
