@@ -29,21 +29,6 @@ SHORT = (
     "--dtype float64 --max-steps 4 --epochs 10 --steps-per-dispatch 1 "
     "--checkpoint-steps 1 --checkpoint-minutes 1e9 --evaluation-batch-size 200"
 )
-    "--dtype",
-    "float64",
-    "--max-steps",
-    "4",
-    "--epochs",
-    "10",
-    "--steps-per-dispatch",
-    "1",
-    "--checkpoint-steps",
-    "1",
-    "--checkpoint-minutes",
-    "1e9",
-    "--evaluation-batch-size",
-    "200",
-]
 each_task = pytest.mark.parametrize("name", TASKS)
 
 
