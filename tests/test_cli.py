@@ -325,3 +325,12 @@ def test_help_lists_every_setting_with_its_meaning():
     for words in ("--method.cg.max-steps", "Damping λ", "--data.dir", "the paper's"):
         assert words in shown
     assert hfdist("--help").returncode == 0
+
+
+def test_evaluations_may_be_epochs_apart(tmp_path):
+    """A whole batch: a step is an epoch, and scans go on from one to the next."""
+    run = ["configs/table/diabetes.py", "--epochs", "25", "--evaluation-epochs", "10"]
+    done = hfdist("train", *run, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 26))
+    assert [line["step"] for line in lines(tmp_path / "run", "test")] == [10, 20, 25]

@@ -118,3 +118,13 @@ def test_what_is_no_source_of_examples_is_refused():
     with pytest.raises(UsageError, match="has no examples"):
         readable(Arrays({"inputs": np.zeros((0, 3))}))
     assert isinstance(readable(squares(2)), Elements)
+
+
+def test_a_chunk_may_go_on_in_the_next_epoch():
+    source = GlobalBatches(numbered(7), batch_size=4, seed=1)
+    whole = source.chunk(0, 6)
+    parts = [source.chunk(first, 2) for first in (0, 2, 4)]
+    for name, array in whole.items():
+        together = np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(array, together)
+    assert [sorted(seen(part)) for part in parts] == [list(range(7))] * 3

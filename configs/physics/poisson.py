@@ -27,4 +27,5 @@ config = Config(
     dtype="float64",
     batch_size=1020,
     epochs=5000,
+    evaluation_epochs=50,
 )

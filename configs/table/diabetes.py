@@ -27,5 +27,6 @@ config = Config(
     data=Table(file=Path("sklearn:diabetes"), target=("target",)),
     l2=0.03,
     epochs=30,
+    evaluation_epochs=10,
     batch_size=354,
 )

@@ -86,6 +86,9 @@ class Config(Settings):
     """Keep the checkpoints of steps divisible by this, too."""
     init_from: Path | None = None
     """Start from the newest params of another run's directory."""
+    evaluation_epochs: Count = 1
+    """Epochs from one evaluation to the next: where a batch is the whole data set, an
+    epoch is a step."""
     evaluation_batch_size: Count = 1000
     """Test examples evaluated at a time."""
     compilation_cache: Path | None = Path("~/.cache/hfdist/xla")

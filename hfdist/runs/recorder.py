@@ -44,6 +44,7 @@ class Recorder:
         self.result, self.last = Result(config.run_dir), last
         self._max_rejected = config.max_rejected
         self._steps_per_epoch = steps_per_epoch
+        self._between_evaluations = steps_per_epoch * config.evaluation_epochs
         self._rejected_in_a_row = self._finite = 0
         self._loss_sum = self._started = 0.0
         self._pending: tuple[int, Info] | None = None  # dispatched, not yet recorded
@@ -77,9 +78,9 @@ class Recorder:
             self._record(*self._pending)
             self._pending = None
 
-    def at_epoch_end(self, step: int) -> bool:
-        """Whether an epoch, or the run, ends with this step."""
-        return step == self.last or step % self._steps_per_epoch == 0
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the run, or an epoch after which it is evaluated, ends here."""
+        return step == self.last or step % self._between_evaluations == 0
 
     def evaluation(self, test: Evaluation) -> None:
         """Record an evaluation after the last step recorded."""

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 class Spans(Sequence):
     """The scans (first batch, count) still to run after step `start`, up to `last`.
 
-    Each epoch is cut every `most` steps, whatever the start, so that a run that
-    continues runs the same programs. They are counted, not held: a run of a billion
-    epochs begins at once.
+    Each stretch from one evaluation to the next is cut every `most` steps, whatever the
+    start, so that a run that continues runs the same programs. They are counted, not
+    held: a run of a billion epochs begins at once.
     """
 
-    def __init__(self, start: int, last: int, per_epoch: int, most: int):
+    def __init__(self, start: int, last: int, stretch: int, most: int):
         self._start, self._last = start, last
-        self._per_epoch, self._most = per_epoch, most
-        self._an_epoch = -(-per_epoch // most)
+        self._length, self._most = stretch, most
+        self._cells = -(-stretch // most)
         self._first = self._cell(start)
 
     def __len__(self) -> int:
@@ -24,20 +24,20 @@ class Spans(Sequence):
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(index)
-        epoch, part = divmod(self._first + index, self._an_epoch)
-        begin = epoch * self._per_epoch
+        stretch, part = divmod(self._first + index, self._cells)
+        begin = stretch * self._length
         first = max(begin + part * self._most, self._start)
-        end = begin + min((part + 1) * self._most, self._per_epoch)
+        end = begin + min((part + 1) * self._most, self._length)
         return first, min(end, self._last) - first
 
     def counts(self) -> set[int]:
-        """The lengths that occur: an epoch's, and those at the start and the end."""
+        """The lengths that occur: a stretch's, and those at the start and the end."""
         return {
             self[i][1]
-            for i in {*range(min(self._an_epoch + 1, len(self))), len(self) - 1}
+            for i in {*range(min(self._cells + 1, len(self))), len(self) - 1}
             if i >= 0
         }
 
     def _cell(self, step: int) -> int:
-        epoch, position = divmod(step, self._per_epoch)
-        return epoch * self._an_epoch + position // self._most
+        stretch, position = divmod(step, self._length)
+        return stretch * self._cells + position // self._most

@@ -104,7 +104,8 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
             checkpoints.folder, run.identity, config.keep, config.keep_every, note
         )
     most = source.most(config.steps_per_dispatch)
-    spans = Spans(start.step, last, source.per_epoch, most)
+    stretch = source.per_epoch * config.evaluation_epochs
+    spans = Spans(start.step, last, stretch, most)
     recorder = Recorder(config, start, last, source.per_epoch)
     stack.callback(recorder.close)
     if explanation := _explanation(config, problem, params, source):
@@ -173,7 +174,7 @@ def _profiled(recorder: Recorder) -> Iterator[None]:
 def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
     """The state at the end.
 
-    Between two scans all processes do the same: evaluate after an epoch and at the end,
+    Between two scans all processes do the same: evaluate after epochs and at the end,
     save when it is time, and stop when one of them was asked to.
     """
     result = recorder.result
@@ -183,11 +184,11 @@ def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
         due = step - saved >= (config.checkpoint_steps or math.inf)
         due = due or time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
         stop, due = from_first([any_says(asked.is_set()), due])
-        at_epoch_end = recorder.at_epoch_end(step)
-        if not (stop or due or at_epoch_end or result.diverged):
+        evaluated = recorder.is_evaluated(step)
+        if not (stop or due or evaluated or result.diverged):
             continue
         recorder.catch_up()
-        if at_epoch_end or result.diverged:
+        if evaluated or result.diverged:
             recorder.evaluation(measure(carry[0]))
         if result.diverged:
             break

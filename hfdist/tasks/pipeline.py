@@ -47,18 +47,23 @@ class GlobalBatches:
         return max(1, min(steps, int(MOST_BYTES // nbytes)))
 
     def chunk(self, first: int, count: int) -> Entries:
-        """The batches first … first + count - 1, all of one epoch, stacked."""
-        epoch, position = divmod(first, self.per_epoch)
-        assert position + count <= self.per_epoch
+        """The batches first … first + count - 1, stacked."""
+        places, weights = zip(
+            *map(self._batch, range(first, first + count)), strict=True
+        )
+        chunk, weights = self.examples.gather(np.stack(places)), np.stack(weights)
+        return {**chunk, "weights": weights * chunk.get("weights", np.float32(1))}
+
+    def _batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The places of a batch's examples, and their weights."""
+        epoch, position = divmod(number, self.per_epoch)
         n = len(self.examples)
-        places = np.arange(count * self.batch_size).reshape(count, self.batch_size)
-        places = places[:, self.rows] + position * self.batch_size
+        places = np.arange(self.batch_size)[self.rows] + position * self.batch_size
         weights = (places < n).astype(np.float32)
         places %= n
         if self.seed is not None:
             places = _shuffled(n, self.seed, epoch)[places]
-        chunk = self.examples.gather(places)
-        return {**chunk, "weights": weights * chunk.get("weights", np.float32(1))}
+        return places, weights
 
 
 def chunks(
