@@ -17,7 +17,7 @@ import idx_files
 from hfdist import UsageError
 from hfdist.__main__ import main
 from hfdist.runs import metrics, resume, run_lock
-from hfdist.runs.checkpoint import Checkpoints
+from hfdist.runs.checkpoint import Checkpoints, Unsound
 from hfdist.runs.files import replace_text
 from hfdist.runs.saver import Saver
 from quick import mostly_slow
@@ -258,7 +258,7 @@ import sys
 from pathlib import Path
 import jax.numpy as jnp
 from hfdist.runs import resume
-from hfdist.runs.checkpoint import Checkpoints
+from hfdist.runs.checkpoint import Checkpoints, Unsound
 resume.PATIENCE = (0.0,)
 state = {"w": jnp.arange(3000.0)}, {"count": jnp.int32(4)}
 try:
@@ -281,6 +281,20 @@ def test_a_real_reading_error_moves_nothing(saved, part):
     )
     assert re.search(r"checkpoint 6 .* \(.*Input/output error\): nothing", done.stdout)
     assert saved.steps() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "place", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")]
+)
+@pytest.mark.parametrize("part", ["record/metadata", "params/manifest.ocdbt"])
+def test_no_link_and_no_pipe_is_read(saved, capsys, part, place):
+    path = saved.folder / "6" / part
+    path.unlink()
+    place(path)
+    with pytest.raises(Unsound, match=f"{path.name} is neither a file nor a folder"):
+        saved.verify(6)
+    assert restore(saved) == 5
+    assert "neither a file nor a folder" in capsys.readouterr().err
 
 
 def test_another_structure_is_no_damage(saved):

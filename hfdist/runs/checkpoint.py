@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import sys
 import time
 import zlib
@@ -126,7 +127,7 @@ class Checkpoints:
         Raises what restore does.
         """
         with _judged():
-            saved: Any = self._reader.metadata(self._path(step)).item_metadata
+            saved: Any = self._reader.metadata(self._plain(step)).item_metadata
             trees = {name: saved[name].tree for name in ("params", "optimizer")}
             like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), trees)
         items, _ = self.restore(step, **like)
@@ -148,10 +149,19 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder.absolute() / str(step)
 
+    def _plain(self, step: int) -> Path:
+        """A step's folder. Raises Unsound for a link or a pipe, which Orbax follows."""
+        folder = self._path(step)
+        for path in (folder, *folder.rglob("*")):
+            kind = stat.S_IFMT(path.lstat().st_mode)
+            if kind not in (stat.S_IFREG, stat.S_IFDIR):
+                raise Unsound(f"{path.name} is neither a file nor a folder")
+        return folder
+
     def _read(self, step: int, **arguments: Any) -> Any:
         with _judged():
             return self._reader.restore(
-                self._path(step), args=ocp.args.Composite(**arguments)
+                self._plain(step), args=ocp.args.Composite(**arguments)
             )
 
     def _record(self, step: int) -> dict[str, Any]:
