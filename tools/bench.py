@@ -4,6 +4,7 @@
     python tools/bench.py scaling [--json]   # steps over several processes
     python tools/bench.py checkpoint [--json]  # what saving costs
     python tools/bench.py exact [--json]     # the exact step, and HF-GN beside SGD
+    python tools/bench.py pipeline [--json]  # reading batches, beside their steps
 
 Seconds vary from machine to machine and hour to hour; a ratio of two things timed in
 turn on the same machine does not. Medians over interleaved repeats.
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 from benchmarks.exact import exact
 from benchmarks.measurement import Measurement, print_measurements
+from benchmarks.pipeline import pipeline
 from benchmarks.saving import checkpoint
 from benchmarks.scaling import scaling
 from benchmarks.step import step
@@ -25,6 +27,7 @@ BENCHMARKS = {
     "scaling": scaling,
     "checkpoint": checkpoint,
     "exact": exact,
+    "pipeline": pipeline,
 }
 
 
