@@ -61,3 +61,22 @@ def reduction_ratio(actual: Array, predicted: Array, resolution: Array) -> Array
     rho = jnp.where(sound, actual / jnp.where(sound, predicted, 1), -jnp.inf)
     size = jnp.maximum(jnp.abs(actual), jnp.abs(predicted))
     return jnp.where(jnp.isfinite(size) & (size <= resolution), jnp.nan, rho)
+
+
+def adapted(
+    damping: Array, outcome: Outcome, factor: Array, fall: float, rise: float
+) -> Array:
+    """λ times the factor that ρ gives, or what stands in its place, in bounds.
+
+    (1) The k-th step refused in a row raises λ by riseᵏ, so that a λ that has become
+        too small by orders of magnitude is back within ten steps.
+    (2) Without evidence λ stays, but falls back to λ₀ from above: there its steps may
+        be too small to be evidence.
+    (3) A loss or gradient that is not finite before the step leaves λ alone.
+    """
+    without_evidence = jnp.clip(outcome.first / damping, fall, 1)
+    factor = jnp.where(jnp.isnan(outcome.rho), without_evidence, factor)
+    refused = jnp.maximum(outcome.refused, 1).astype(damping.dtype)
+    factor = jnp.where(outcome.refusal > 0, jnp.power(rise, refused), factor)
+    factor = jnp.where(before_the_step(outcome.refusal), 1, factor)
+    return jnp.clip(damping * factor, *outcome.bounds)
