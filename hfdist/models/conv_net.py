@@ -1,4 +1,7 @@
-"""A small convolutional network for square grey images."""
+"""A small convolutional network for square grey images.
+
+B images of P = H W pixels, H high and W wide, in C channels.
+"""
 
 import math
 from dataclasses import dataclass

@@ -15,6 +15,7 @@ from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
 from hfdist.runs.metrics import RESERVED
 from hfdist.runs.run_directory import read_config
+from hfdist.runs.spans import Spans
 from hfdist.tasks.examples import Examples, readable
 from hfdist.tasks.pipeline import Chunk, GlobalBatches, chunks
 from hfdist.tasks.task import Split, Task
@@ -45,9 +46,8 @@ def evaluator(
     batch_size += -batch_size % devices  # the devices share it evenly
     rows = local_rows(batch_size, mesh)
     source = GlobalBatches(examples, batch_size, None, rows)
-    most = source.most(source.per_epoch)
-    starts = range(0, source.per_epoch, most)
-    spans = [(start, min(most, source.per_epoch - start)) for start in starts]
+    whole = source.per_epoch
+    spans = Spans(0, whole, whole, source.most(whole))
 
     @jax.jit
     def totals(params: PyTree, chunk: Chunk):
