@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from hfdist.checks import Positive, Whole, refusal
+from hfdist.checks import Real, Whole
 from hfdist.errors import UsageError
 from hfdist.losses import squared_error
 from hfdist.models.model import functional
@@ -45,7 +45,7 @@ class Table(Task):
     """Columns to predict; a matrix's name stands for all of its columns."""
     inputs: tuple[str, ...] = ()
     """Columns to predict from; by default all others."""
-    test_fraction: Positive = 0.2
+    test_fraction: Annotated[float, Real(0, above=True, below=1)] = 0.2
     """Share of the rows that is kept for the test split."""
     split_seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
     """Seed by which the rows of the test split are drawn."""
@@ -54,8 +54,6 @@ class Table(Task):
         super().__post_init__()
         if not self.target:
             raise UsageError("Table.target is empty: name the columns to predict")
-        if self.test_fraction >= 1:
-            raise refusal("Table.test_fraction", self.test_fraction, "less than 1")
 
     def examples(self, split):
         """inputs (n, d) and targets (n, C), standardised; centred (n, C), for R²."""
