@@ -115,17 +115,13 @@ def draw(named: dict[str, Run]) -> style.Figure:
     return drawn
 
 
-def _of(named: dict[str, Run]) -> list[Run]:
-    return list(named.values())
-
-
 def _evaluated(named: dict[str, Run]) -> list[str]:
-    runs = [run for run in _of(named) if len(run.test["step"])]
+    runs = [run for run in named.values() if len(run.test["step"])]
     return figures_of(runs) if runs else []
 
 
 def _has(named: dict[str, Run], quantity: str) -> bool:
-    return any(_drawable(run, quantity) for run in _of(named))
+    return any(_drawable(run, quantity) for run in named.values())
 
 
 def _drawable(run: Run, quantity: str) -> bool:
@@ -136,7 +132,7 @@ def _drawable(run: Run, quantity: str) -> bool:
 
 def _panel(axes: Axes, named: dict[str, Run], quantity: str, x: str) -> None:
     figure = quantity.removeprefix("test ")
-    for i, run in enumerate(_of(named)):
+    for i, run in enumerate(named.values()):
         if figure != quantity and figure in run.test:
             style.line(axes, run.test[x], run.test[figure], style.look(i))
         elif _drawable(run, quantity):
@@ -147,7 +143,7 @@ def _panel(axes: Axes, named: dict[str, Run], quantity: str, x: str) -> None:
     low, high = axes.dataLim.intervaly
     if quantity in LOG or (figure != quantity and 0 < 10 * low < high):
         style.log_scale(axes, "y")
-    ends = [run.train[x][-1] for run in _of(named)]
+    ends = [run.train[x][-1] for run in named.values()]
     if x != "step" and max(ends) > 10 * min(ends):
         style.log_scale(axes, "x")
 

@@ -1,9 +1,7 @@
 """What input reduction buys: the exact step, Hessian-free training beside SGD."""
 
 import statistics
-import sys
 import tempfile
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,11 @@ import jax
 from optax import tree
 
 import hfdist
-from benchmarks.measurement import Measurement, seconds_each
+from benchmarks.measurement import Measurement, seconds_each, trained
 from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_params
-from hfdist.runs.train import train
 from toolkit.batches import mnist_batch
 
 NEWTON = hfdist.Newton(damping=32.0, learning_rate=0.5)
@@ -91,6 +88,5 @@ def _trajectories(dtype: Any, rtol: float, limit: float) -> list[Measurement]:
 
 
 def _run(config: Config, run_dir: Path | None = None):
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        run_dir = run_dir or Path(folder)
-        return train(replace(config, run_dir=run_dir, checkpoint_minutes=1e6))
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(replace(config, checkpoint_minutes=1e6), run_dir or Path(folder))

@@ -1,13 +1,24 @@
-"""What the benchmarks report: figures beside the limits that they should keep."""
+"""What the benchmarks report, figures beside their limits, and how they take them."""
 
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+import hfdist
+from hfdist.runs import metrics
+from hfdist.runs.config import Config
 from hfdist.runs.progress import print_table
+from hfdist.runs.recorder import Result
+from hfdist.runs.train import train
 
 
 class Measurement(NamedTuple):
@@ -32,6 +43,21 @@ def seconds_each(function: Callable, *args: Any, repeats: int) -> list[float]:
         jax.block_until_ready(function(*args))
         times.append(time.perf_counter() - began)
     return times
+
+
+def trained(config: Config, run_dir: Path) -> Result:
+    """A run into a folder; what it shows goes to stderr, as stdout is for figures."""
+    with redirect_stdout(sys.stderr):
+        return train(replace(config, run_dir=run_dir))
+
+
+def epoch_seconds(method: hfdist.Method, epochs: int) -> list[float]:
+    """Seconds of each epoch of a run on MNIST as the command line makes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        trained(Config(method=method, epochs=epochs), Path(folder))
+        lines = metrics.read(Path(folder))
+    ends = [line["seconds"] for line in lines if line["split"] == "test"]
+    return [end - begin for begin, end in pairwise([0.0, *ends])]
 
 
 def print_measurements(measurements: Sequence[Measurement]) -> None:

@@ -2,25 +2,19 @@
 
 import gzip
 import statistics
-import sys
 import tempfile
-from contextlib import redirect_stdout
-from itertools import pairwise
 from pathlib import Path
 
 import grain
 
 import hfdist
-from benchmarks.measurement import Measurement, seconds_each
-from hfdist.runs import metrics
-from hfdist.runs.config import Config
+from benchmarks.measurement import Measurement, epoch_seconds, seconds_each
 from hfdist.runs.spans import Spans
-from hfdist.runs.train import train
 from hfdist.tasks.examples import Examples, readable
 from hfdist.tasks.idx import IDX, MNIST
 from hfdist.tasks.pipeline import GlobalBatches, chunks
 
-BATCH, EPOCHS = 64, 5
+BATCH, EPOCHS, STEPS = 64, 5, 938  # steps an epoch
 METHODS = {"SGD": hfdist.SGD(learning_rate=0.1), "HF-GN": hfdist.HessianFree()}
 
 
@@ -36,7 +30,10 @@ def pipeline() -> list[Measurement]:
             plain.write_bytes(gzip.decompress(path.read_bytes()))
         tasks = {"in memory": IDX(), "mapped file": IDX(dir=Path(folder))}
         reading = {name: _reading(t.examples("train")) for name, t in tasks.items()}
-    steps = {name: _step(method) for name, method in METHODS.items()}
+    steps = {
+        name: statistics.median(epoch_seconds(method, EPOCHS)) / STEPS
+        for name, method in METHODS.items()
+    }
     alone = _reading(readable(_one_by_one()))
     return [
         *(Measurement(f"{n}: step", 1e6 * s, None, "µs") for n, s in steps.items()),
@@ -67,13 +64,3 @@ def _reading(examples: Examples) -> float:
 
     seconds_each(epoch, repeats=1)
     return statistics.median(seconds_each(epoch, repeats=EPOCHS)) / source.per_epoch
-
-
-def _step(method: hfdist.Method) -> float:
-    """Seconds of a step of the trainer, median over epochs."""
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        train(Config(method=method, epochs=EPOCHS, run_dir=Path(folder)))
-        lines = metrics.read(Path(folder))
-    ends = [line for line in lines if line["split"] == "test"]
-    marks = [(0, 0.0), *((line["step"], line["seconds"]) for line in ends)]
-    return statistics.median((t - s) / (k - j) for (j, s), (k, t) in pairwise(marks))

@@ -1,19 +1,16 @@
 """What saving costs: time of a run, time to restore, bytes on disk."""
 
 import statistics
-import sys
 import tempfile
 import time
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import hfdist
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import Measurement, trained
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_newest, saved_in
-from hfdist.runs.train import train
 
 ROUNDS = 3
 BASELINE = Config(method=hfdist.HessianFree())
@@ -56,8 +53,7 @@ def _saving(name: str, config: Config, per_epoch: int) -> list[Measurement]:
 
 def _seconds(config: Config, run_dir: Path) -> float:
     began = time.perf_counter()
-    with redirect_stdout(sys.stderr):
-        result = train(replace(config, run_dir=run_dir))
+    result = trained(config, run_dir)
     return time.perf_counter() - began - result.compile_seconds
 
 

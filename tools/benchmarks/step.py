@@ -1,28 +1,22 @@
 """A training step's cost against what it must cost."""
 
 import statistics
-import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 from optax import tree
 
 import hfdist
-from benchmarks.measurement import Measurement, seconds_each
+from benchmarks.measurement import Measurement, epoch_seconds, seconds_each
 from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.pytree import parameter_count
 from hfdist.quadratics import quadratic, value_and_gradient
-from hfdist.runs import metrics
 from hfdist.runs.config import Config
-from hfdist.runs.train import train
 from hfdist.tasks.idx import IDX
 from hfdist.tasks.pipeline import GlobalBatches
 from toolkit.batches import mnist_batch
@@ -67,7 +61,7 @@ def trainer_overhead(name: str, method: hfdist.Method) -> list[Measurement]:
     for _ in range(3):
         seconds_each(bare, carry, batches, repeats=1)  # warms up
         bare_seconds += seconds_each(bare, carry, batches, repeats=4)
-        trainer_seconds += _trainer_epochs(method)
+        trainer_seconds += epoch_seconds(method, epochs=5)
     bare_median = statistics.median(bare_seconds)
     trainer_median = statistics.median(trainer_seconds)
     return [
@@ -77,14 +71,6 @@ def trainer_overhead(name: str, method: hfdist.Method) -> list[Measurement]:
             f"{name}: trainer / bare scan", trainer_median / bare_median, 1.2, "ratio"
         ),
     ]
-
-
-def _trainer_epochs(method: hfdist.Method) -> list[float]:
-    """Seconds of each of 5 epochs of a run as the command line makes it."""
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        train(Config(method=method, epochs=5, run_dir=Path(folder)))
-        marks = [x["seconds"] for x in metrics.read(Path(folder)) if "accuracy" in x]
-    return [b - a for a, b in zip([0.0, *marks], marks, strict=False)]
 
 
 def product_over_gradient(
