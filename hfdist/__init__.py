@@ -4,6 +4,7 @@ from hfdist import losses, spectrum
 from hfdist.cluster.processes import joined
 from hfdist.eigenpairs import Pairs
 from hfdist.errors import UsageError
+from hfdist.jacobian import with_jacobian
 from hfdist.matrix import Matrix, curvature
 from hfdist.methods.adam import Adam
 from hfdist.methods.hessian_free import HessianFree
@@ -46,4 +47,5 @@ __all__ = [
     "make_mesh",
     "quadratic",
     "spectrum",
+    "with_jacobian",
 ]

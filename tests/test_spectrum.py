@@ -113,7 +113,7 @@ def test_exact_eigenvalues_match_numpy(curvature, devices, net, monkeypatch):
 
 def test_a_matrix_in_float32_has_its_own_roundoff(net):
     problem, params = net
-    batch = {"inputs": PIXELS.astype("f") / 255, "labels": SMALL.labels.astype("i4")}
+    batch = {"inputs": PIXELS.astype("f") / 255, "labels": LABELS.astype("i4")}
     narrow = tree.cast(params, "float32")
     found = hfdist.spectrum.spectrum(hfdist.curvature(problem, narrow, batch))
     expected_N = np.linalg.eigvalsh(truth("gauss_newton", problem.predict, params))

@@ -4,14 +4,18 @@ import os
 import signal
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import idx_files
 import together
+from hfdist import UsageError
+from hfdist.runs.config import load
+from hfdist.runs.train import train
 from test_resume import SGD, finish, start, story, wait_for_step
-from together import train_losses
+from together import ROOT, train_losses
 
 CG = "--method.cg.max-steps 3 --method.cg.rtol 0"
 # What is needed for the losses to be comparable, and soon there.
@@ -71,15 +75,15 @@ def test_a_run_that_was_killed_equals_one_that_was_not(name, tmp_path):
 
 def test_a_batch_may_be_padded_to_be_shared(tmp_path):
     """354 rows over four devices: the last two of 356 have weight 0."""
-    run = ["configs/table/diabetes.py", "--max-steps", "2", "--run-dir"]
-    losses = []
-    for folder, more in (("1", []), ("4", ["--devices", 4, "--batch-size", 356])):
-        code, output = finish([*run, tmp_path / folder, *more])
-        assert code == 0, output
-        losses.append(train_losses(tmp_path / folder))
+    config = replace(load(ROOT / "configs/table/diabetes.py"), max_steps=2)
+    one = replace(config, run_dir=tmp_path / "1")
+    four = replace(config, devices=4, batch_size=356, run_dir=tmp_path / "4")
+    for run in (one, four):
+        train(run)
+    losses = [train_losses(run.run_dir) for run in (one, four)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    code, output = finish([*run, tmp_path / "more", "--batch-size", 356])
-    assert (code, "only 354 examples" in output) == (2, True), output
+    with pytest.raises(UsageError, match="only 354 examples"):
+        train(replace(one, batch_size=356))
 
 
 IMAGES = 4_000_000  # of 28 x 28 pixels: 3.1 GB
