@@ -32,6 +32,7 @@ NOT_RUN = {
     ("distributed.md", "needs a cluster"),
     ("results.md", "takes minutes to hours"),
 }
+TESTS = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
 COPIED = ("configs", "docs", "hfdist", "launch", "results", "tests", "tools")
 
 BLOCK = re.compile(
@@ -162,6 +163,8 @@ def test_the_files_and_names_that_prose_names_exist(page):
             assert (ROOT / name).exists() or name in made, f"{page} names {name}"
         elif re.fullmatch(r"hfdist(\.\w+)+", name):
             assert exists(name), f"{page} names {name}"
+        elif re.fullmatch(r"test_\w+", name):
+            assert f"def {name}(" in TESTS, f"{page} names {name}"
 
 
 def exists(dotted):
