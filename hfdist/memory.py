@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and whether it is enough."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import jax
+
+from hfdist.errors import UsageError
 
 GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -42,3 +44,13 @@ def device_memory() -> int:
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"]
     return host_memory()
+
+
+def check_device_memory(needed: int, what: str, remedy: str) -> None:
+    """Raise UsageError where the device has fewer bytes: "WHAT 9.0 GB …: REMEDY"."""
+    available = device_memory()
+    if needed > available:
+        raise UsageError(
+            f"{what} about {needed / 1e9:,.1f} GB and this device has "
+            f"{available / 1e9:,.1f} GB: {remedy}"
+        )

@@ -259,7 +259,7 @@ MISTAKES = {
     r"label 2 is outside 0 … 1: give": f"train {HF} --data.dir DATA --data.classes 2",
     r"cannot be read \(.*\): fetch": f"train {HF} --data.dir BROKEN",
     # the machine
-    r"a dense solve in 570,510 unknowns needs about 3,905": "train TMP/newton.py",
+    r"a dense solve in 570,510 unknowns need about 3,905": "train TMP/newton.py",
     r"--devices 64, but this machine has 4 cpu": f"train {HF} --devices 64",
     # run directories
     r"configs is not a run directory": "evaluate configs",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cases import relative_error
-from hfdist import Dense, Reason, System
+from hfdist import Dense, Reason, System, memory
 from hfdist.solvers import dense
 from test_cg import TREE, N, system
 
@@ -50,7 +50,7 @@ def test_a_right_hand_side_that_is_not_finite_says_nothing_of_the_matrix():
 
 
 def test_a_matrix_that_cannot_fit_is_refused_with_its_size(monkeypatch):
-    monkeypatch.setattr(dense, "device_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr(memory, "device_memory", lambda: 24 * 10**9)
     small = {"w": jnp.zeros((7960,), jnp.float32)}
     Dense().check_memory(small)
     large = {"w": jax.ShapeDtypeStruct((784, 1000), jnp.float32)}
@@ -59,7 +59,7 @@ def test_a_matrix_that_cannot_fit_is_refused_with_its_size(monkeypatch):
 
 
 def test_the_memory_of_the_machine_is_known():
-    assert 10**9 < dense.device_memory() < 10**14
+    assert 10**9 < memory.device_memory() < 10**14
 
 
 def test_settings_out_of_range_are_refused():

@@ -27,7 +27,7 @@ from together import ROOT, clean_environment
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-QUICK = {"results.md"}
+QUICK = {"results.md", "scorecard.md"}
 NOT_RUN = {
     ("distributed.md", "needs a cluster"),
     ("results.md", "takes minutes to hours"),

@@ -16,6 +16,7 @@ from optax import tree
 
 import hfdist
 import spectrum
+from hfdist import memory
 from hfdist.errors import UsageError
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
@@ -308,7 +309,7 @@ def test_a_folder_that_is_no_run_and_a_matrix_too_large_are_mistakes(
     code, _, err = command(monkeypatch, capsys, tmp_path)
     assert code == 2
     assert "is not a run directory" in err
-    monkeypatch.setattr(eigenvalues, "device_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "device_memory", lambda: 1000)
     for options, remedy in ((["--exact"], "do not ask for all"), ([], "smaller net")):
         code, _, err = command(monkeypatch, capsys, run_dir, *options)
         assert code == 2

@@ -26,7 +26,7 @@ from jax.errors import JAXTypeError
 
 from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
 from hfdist.errors import UsageError, told
-from hfdist.memory import device_memory
+from hfdist.memory import check_device_memory
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
@@ -122,13 +122,11 @@ def _check_memory(init: Callable[[], PyTree], dtype: Dtype) -> None:
         count = parameter_count(jax.eval_shape(init))
     except JAXTypeError:  # a model of a caller's own that computes with its params
         return
-    needed, available = 2 * count * jnp.dtype(dtype).itemsize, device_memory()
-    if needed > available:
-        raise UsageError(
-            f"the model has {count:,} params, which take {needed / 1e9:,.1f} GB with "
-            f"their gradient, and this device has {available / 1e9:,.1f} GB: use a "
-            f"smaller one, by fewer or narrower layers (--model.hidden of an MLP)"
-        )
+    check_device_memory(
+        2 * count * jnp.dtype(dtype).itemsize,
+        f"the model has {count:,} params, which take, with their gradient,",
+        "use a smaller one, by fewer or narrower layers (--model.hidden of an MLP)",
+    )
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

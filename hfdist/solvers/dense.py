@@ -10,8 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve
 
 from hfdist.checks import Count
-from hfdist.errors import UsageError
-from hfdist.memory import device_memory
+from hfdist.memory import check_device_memory
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.solvers.solution import Reason, Solution
 from hfdist.solvers.solver import Solver
@@ -32,15 +31,11 @@ class Dense(Solver):
         """Raise UsageError where the matrix for a right-hand side b cannot fit."""
         n = parameter_count(b)
         itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(b))
-        needed = 3 * n * n * itemsize
-        available = device_memory()
-        if needed > available:
-            raise UsageError(
-                f"a dense solve in {n:,} unknowns needs about {needed / 1e9:,.1f} GB "
-                f"(three {n:,} x {n:,} matrices) and this device has "
-                f"{available / 1e9:,.1f} GB: use hfdist.HessianFree, which needs only "
-                f"products, or a smaller network"
-            )
+        check_device_memory(
+            3 * n * n * itemsize,
+            f"three matrices for a dense solve in {n:,} unknowns need",
+            "use hfdist.HessianFree, which needs only products, or a smaller network",
+        )
 
     by_inner_products = False
 

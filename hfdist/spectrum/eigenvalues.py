@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hfdist.eigenpairs import largest_pairs
-from hfdist.errors import UsageError
 from hfdist.matrix import Matrix
-from hfdist.memory import device_memory
+from hfdist.memory import check_device_memory
 from hfdist.pytree import parameter_count
 from hfdist.spectrum.live import Live, live_rows
 from hfdist.spectrum.quadrature import quadrature
@@ -93,13 +92,8 @@ def check_memory(parameters: int, exactly: bool) -> None:
     basis = (PROBES * STEPS + 4 * PAIRS) * parameters  # Lanczos vectors and ARPACK's
     numbers = dense if exactly else min(dense, basis)
     remedy = "do not ask for all of them" if exactly else "take a smaller network"
-    needed, available = 8 * numbers, device_memory()
-    if needed > available:
-        raise UsageError(
-            f"the eigenvalues of {parameters:,} parameters need about "
-            f"{needed / 1e9:,.1f} GB and this device has {available / 1e9:,.1f} GB: "
-            f"{remedy}"
-        )
+    what = f"the eigenvalues of {parameters:,} parameters need"
+    check_device_memory(8 * numbers, what, remedy)
 
 
 def exact(matrix: Live, top: int) -> Spectrum:

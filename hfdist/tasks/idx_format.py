@@ -5,11 +5,7 @@ dimensions; each dimension as a 32-bit integer; then the data. All integers are
 big-endian (LeCun, Cortes & Burges, the MNIST database).
 """
 
-import gzip
 import math
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +14,10 @@ import numpy as np
 
 from hfdist.errors import UsageError
 from hfdist.memory import host_memory
+from hfdist.tasks.files import opened
 
 Part = Literal["images", "labels"]
+REMEDY = "fetch or copy it again"
 # NumPy's name of the type, by the first four bytes of a file in hexadecimal.
 TYPES: dict[Part, dict[str, str]] = {
     "images": {"00000803": "u1"},
@@ -36,7 +34,7 @@ def read(path: Path, part: Part) -> np.ndarray:
 
     Raises UsageError for a file that cannot be read or is not sound.
     """
-    with _opened(path) as file:
+    with opened(path, REMEDY) as file:
         start, dtype, shape = _header(path, file, part)
         size = dtype.itemsize * math.prod(shape)
         if part == "images" and path.suffix != ".gz":
@@ -48,7 +46,7 @@ def read(path: Path, part: Part) -> np.ndarray:
 
 def read_size(path: Path) -> tuple[int, ...]:
     """The size of the images in a file, by its header."""
-    with _opened(path) as file:
+    with opened(path, REMEDY) as file:
         _, _, (_, *size) = _header(path, file, "images")
     return tuple(size)
 
@@ -56,18 +54,6 @@ def read_size(path: Path) -> tuple[int, ...]:
 def times(shape: Any) -> str:
     """A shape in a message."""
     return " x ".join(map(str, shape))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedIOBase]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
-        why = str(error) or "too little memory"
-        raise UsageError(
-            f"{path} cannot be read ({why}): fetch or copy it again"
-        ) from None
 
 
 def _header(
@@ -83,9 +69,7 @@ def _header(
     dimensions = first[3]
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
-        raise UsageError(
-            f"{path} ends in its header: it is truncated; fetch or copy it again"
-        )
+        raise UsageError(f"{path} ends in its header: it is truncated; {REMEDY}")
     shape = [int.from_bytes(sizes[at : at + 4]) for at in range(0, len(sizes), 4)]
     if 0 in shape:
         raise UsageError(
@@ -113,5 +97,5 @@ def _check_held(path: Path, held: int, shape: list[int], size: int) -> None:
         words = "more" if held > size else f"only {held:,}"
         raise UsageError(
             f"{path} holds {words} bytes of data, but its header says {times(shape)}, "
-            f"{size:,} bytes: it is truncated or damaged; fetch or copy it again"
+            f"{size:,} bytes: it is truncated or damaged; {REMEDY}"
         )

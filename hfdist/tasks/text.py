@@ -1,9 +1,7 @@
 """Prediction of the next character of a text."""
 
-import gzip
 import hashlib
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hfdist import losses
-from hfdist.checks import Count, shown
-from hfdist.errors import UsageError
+from hfdist.checks import Count
+from hfdist.errors import UsageError, told
 from hfdist.models.model import functional
 from hfdist.problem import Batch, Problem
 from hfdist.tasks.examples import Examples
+from hfdist.tasks.files import opened
 from hfdist.tasks.task import Task
 
 TINYSHAKESPEARE = Path(__file__).parent / "tinyshakespeare" / "input.txt.gz"
@@ -114,12 +113,9 @@ class Text(Task):
 
     def _text(self) -> str:
         path = self._path()
-        try:
-            raw = _read(path)
-        except (OSError, EOFError, zlib.error, MemoryError) as error:
-            why = str(error) or "too little memory"
-            remedy = "give --data.file a text" if self.file else "reinstall hfdist"
-            raise UsageError(f"{path} cannot be read ({why}): {remedy}") from None
+        remedy = "give --data.file a text" if self.file else "reinstall hfdist"
+        with opened(path, remedy) as file:
+            raw = file.read()
         if not self.file and hashlib.sha256(raw).hexdigest() != SHA256:
             raise UsageError(f"{path} is damaged (wrong SHA-256): reinstall hfdist")
         try:
@@ -134,11 +130,6 @@ class Text(Task):
         return text
 
 
-def _read(path: Path) -> bytes:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        return file.read()
-
-
 def _check_outputs(model, predict, params, shape) -> None:
     """Raise UsageError for a model whose outputs are not logits (B, T, V)."""
     batch: Batch = {"inputs": jax.ShapeDtypeStruct(shape[:2], jnp.int32)}
@@ -151,7 +142,7 @@ def _check_outputs(model, predict, params, shape) -> None:
         outputs = jax.eval_shape(predict, params, batch)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"{name} cannot read characters ({shown(error)}): {remedy}"
+            f"{name} cannot read characters ({told(error)}): {remedy}"
         ) from error
     given = getattr(outputs, "shape", None)
     if given != shape:
