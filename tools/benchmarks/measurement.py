@@ -20,6 +20,9 @@ from hfdist.runs.progress import print_table
 from hfdist.runs.recorder import Result
 from hfdist.runs.train import train
 
+# Hidden layers of the autoencoder of the Hessian-free literature.
+AUTOENCODER = (1000, 500, 250, 30, 250, 500, 1000)
+
 
 class Measurement(NamedTuple):
     """One figure: a ratio, or what it was made of (then without a limit)."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import hfdist
-from benchmarks.measurement import Measurement, trained
+from benchmarks.measurement import AUTOENCODER, Measurement, trained
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_newest, saved_in
@@ -17,7 +17,7 @@ BASELINE = Config(method=hfdist.HessianFree())
 # The autoencoder's layers, and ten classes for the trainer to measure.
 LARGE = Config(
     method=hfdist.SGD(learning_rate=0.01),
-    model=MLP(hidden=(1000, 500, 250, 30, 250, 500, 1000)),
+    model=MLP(hidden=AUTOENCODER),
     batch_size=512,
     epochs=2,
 )

@@ -21,7 +21,7 @@ import numpy as np
 from optax import tree
 
 import hfdist
-from benchmarks.measurement import Measurement, seconds_each
+from benchmarks.measurement import AUTOENCODER, Measurement, seconds_each
 from communication.compiled import Collective
 from communication.cost import Cost, Link, step_seconds
 from hfdist.cluster.processes import joined
@@ -41,7 +41,6 @@ from hfdist.tasks.idx import IDX
 from hfdist.tasks.pipeline import GlobalBatches
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
-HIDDEN = (1000, 500, 250, 30, 250, 500, 1000)
 TOOLS = Path(__file__).parent.parent
 
 
@@ -142,7 +141,7 @@ def _run(processes: int) -> dict[str, float]:
 def _measure() -> dict[str, float]:
     """Seconds of a step on this process's and the others' shares, and of its parts."""
     mesh = hfdist.make_mesh(1)
-    predict, params = functional(MLP(hidden=HIDDEN).build(784, 784, 0))
+    predict, params = functional(MLP(hidden=AUTOENCODER).build(784, 784, 0))
     problem = hfdist.Problem(predict, hfdist.losses.squared_error)
     cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
     method = hfdist.HessianFree(cg=cg, input_reduction=False)
@@ -153,10 +152,8 @@ def _measure() -> dict[str, float]:
 
     step = jax.jit(make_step(optimizer))
     products = partial(_products, problem, mesh)
-    reduces, vector = (
-        partial(_all_reduces, mesh),
-        replicate(np.zeros(250_000, "f"), mesh),
-    )
+    reduces = partial(_all_reduces, mesh)
+    vector = replicate(np.zeros(250_000, "f"), mesh)
     programs = {
         "weak": partial(step, carry, weak),
         "strong": partial(step, carry, strong),

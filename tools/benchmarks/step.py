@@ -9,7 +9,12 @@ import jax
 from optax import tree
 
 import hfdist
-from benchmarks.measurement import Measurement, epoch_seconds, seconds_each
+from benchmarks.measurement import (
+    AUTOENCODER,
+    Measurement,
+    epoch_seconds,
+    seconds_each,
+)
 from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
@@ -24,13 +29,12 @@ from toolkit.batches import mnist_batch
 
 def step() -> list[Measurement]:
     """The cost of a training step against what it must cost."""
-    autoencoder = (1000, 500, 250, 30, 250, 500, 1000)
     return [
         *trainer_overhead("SGD", hfdist.SGD(learning_rate=0.1)),
         *trainer_overhead("HF-GN", hfdist.HessianFree()),
         *product_over_gradient("784-10-10", (10,), 10, batch=64, limit=1.0),
         *product_over_gradient("784-128-10", (128,), 10, batch=64, limit=1.0),
-        *product_over_gradient("autoencoder", autoencoder, 784, batch=512, limit=4 / 3),
+        *product_over_gradient("autoencoder", AUTOENCODER, 784, batch=512, limit=4 / 3),
         *step_operations("784-10-10", (10,), batch=64),
         *step_operations("784-128-10", (128,), batch=64),
     ]
