@@ -62,7 +62,7 @@ class IDX(Task):
         return Arrays({"inputs": inputs, "labels": labels.astype(np.int32)})
 
     def problem(self, model, seed):
-        predict, params = functional(model.build(self.pixels(), self.classes, seed))
+        predict, params = functional(model.build(self.pixels(), self.outputs(), seed))
         return Problem(predict, getattr(losses, self.loss)), params
 
     def prepare(self, batch, dtype):
@@ -72,6 +72,10 @@ class IDX(Task):
     def figures(self, outputs, batch):
         """The accuracy: 1 where the largest output is that of the label."""
         return {"accuracy": jnp.argmax(outputs, -1) == batch["labels"]}
+
+    def outputs(self) -> int:
+        """The number of outputs that a model is to have."""
+        return self.classes
 
     def pixels(self) -> int:
         """The number of pixels of an image, by the header of either split."""

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from hfdist import losses
-from hfdist.models.model import functional
-from hfdist.problem import Problem
 from hfdist.tasks.idx import IDX, Loss
 
 
@@ -18,10 +15,9 @@ class Reconstruction(IDX):
     loss: Loss = "sigmoid_cross_entropy"
     """Per-example loss of the outputs, summed over the pixels."""
 
-    def problem(self, model, seed):
-        pixels = self.pixels()
-        predict, params = functional(model.build(pixels, pixels, seed))
-        return Problem(predict, getattr(losses, self.loss)), params
+    def outputs(self):
+        """One for each pixel."""
+        return self.pixels()
 
     def prepare(self, batch, dtype):
         """Pixels from bytes to [0, 1], as inputs and targets."""
