@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import grain
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -125,6 +126,21 @@ MISTAKES = {
         spoilt("problem", lambda p, *_: (p[0], {})),
         "Odd.problem returned no params",
     ),
+    "params of no size": (
+        spoilt("problem", lambda p, *_: (p[0], {"w": p[1], "z": jnp.zeros((0, 3))})),
+        r"params of shape \(0, 3\), which are none",
+    ),
+    "two params of one name": (
+        spoilt(
+            "problem",
+            lambda p, *_: (p[0], {"a.b": jnp.ones(2), "a": {"b": jnp.ones(2)}}),
+        ),
+        "returned 2 params by the name a.b in a checkpoint: leave the dot out",
+    ),
+    "a module": (
+        spoilt("problem", lambda p, model, seed: (p[0], model.build(3, 1, seed))),
+        "in a .*: split it, by hfdist.models.model.functional",
+    ),
     "a problem alone": (
         spoilt("problem", lambda p, *_: p[0]),
         r"return \(Problem\(predict, loss\), params\)",
@@ -171,6 +187,23 @@ def test_a_split_of_weight_0_has_no_mean(tmp_path):
         ),
     )
     assert np.isnan(train(config(task, run_dir=tmp_path)).test.loss)
+
+
+def test_the_loss_may_hold_on_to_the_initial_params(tmp_path):
+    """As a penalty on the distance from them does; training donates its own."""
+
+    def tied(pair, *_):
+        problem, start = pair[0], jax.tree.map(jnp.float64, pair[1])
+
+        def predict(params, batch):
+            return problem.predict(
+                jax.tree.map(lambda w, s: w + s, params, start), batch
+            )
+
+        return problem._replace(predict=predict), start
+
+    data = spoilt("problem", tied)
+    assert train(config(data, dtype="float64", run_dir=tmp_path)).steps == 2
 
 
 def test_an_l2_of_the_problems_own_stays():

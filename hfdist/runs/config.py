@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 import tyro
 from jax.errors import JAXTypeError
 
@@ -125,7 +124,8 @@ class Config(Settings):
             )
         if self.l2:
             problem = problem._replace(l2=self.l2)
-        return problem, optax.tree.cast(params, self.dtype)
+        # A copy: training donates them, and the problem may hold on to its own.
+        return problem, jax.tree.map(partial(jnp.array, dtype=self.dtype), params)
 
 
 def _check_memory(init: Callable[[], PyTree], dtype: Dtype) -> None:

@@ -4,12 +4,14 @@ A figure of another shape, or a batch that lost its weights, would not fail: it 
 make every mean wrong, by the padding.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 
 from hfdist.checks import shown
@@ -29,10 +31,37 @@ def problem_of(task: Task, model: Model, seed: int) -> tuple[Problem, PyTree]:
         raise UsageError(
             f"{name} returned {shown(made)}: return (Problem(predict, loss), params)"
         )
-    if not jax.tree.leaves(made[1]):
-        raise UsageError(f"{name} returned no params: return those to train")
+    _check_savable(name, made[1])
     check_differentiable(made[1])
     return made
+
+
+def _check_savable(name: str, params: PyTree) -> None:
+    """Raise UsageError for params that no checkpoint would hold, or give back."""
+    paths = Counter(
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    )
+    for path, count in paths.items():
+        if count > 1:
+            raise UsageError(
+                f"{name} returned {count} params by the name {path} in a checkpoint: "
+                f"leave the dot out of their names"
+            )
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Pytree))
+    if not leaves:
+        raise UsageError(f"{name} returned no params: return those to train")
+    for leaf in leaves:
+        if isinstance(leaf, nnx.Pytree):
+            raise UsageError(
+                f"{name} returned params in a {type(leaf).__name__}: split it, by "
+                f"hfdist.models.model.functional, as checkpoints hold plain trees"
+            )
+        if np.size(leaf) == 0:
+            raise UsageError(
+                f"{name} returned params of shape {np.shape(leaf)}, which are none: "
+                f"leave them out"
+            )
 
 
 def prepared(task: Task, batch: Batch, dtype: str) -> Batch:
