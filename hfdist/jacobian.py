@@ -52,7 +52,7 @@ def with_jacobian(predict: Predict) -> Predict:
             params, batch
         )
         parts = [j.reshape(*z.shape, -1) for j in jax.tree.leaves(rows)]
-        v_N, _ = ravel_pytree(jax.tree.map(_written, tangents[0]))
+        v_N, _ = ravel_pytree(jax.tree.map(_written, tangents[0], params))
         highest = jax.lax.Precision.HIGHEST
         product = jnp.matmul(jnp.concatenate(parts, -1), v_N, precision=highest)
         unlike = jnp.max(jnp.abs(z_alone - z)) > UNLIKE * jnp.max(jnp.abs(z))
@@ -63,10 +63,8 @@ def with_jacobian(predict: Predict) -> Predict:
     return whole
 
 
-def _written(tangent: Any) -> Any:
-    if isinstance(tangent, SymbolicZero):
-        return jnp.zeros(tangent.shape, tangent.dtype)
-    return tangent
+def _written(tangent: Any, primal: Any) -> Any:
+    return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
 
 
 def _check(z: Any, batch: Batch, tangents: Any) -> None:

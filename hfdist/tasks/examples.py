@@ -40,14 +40,14 @@ class Arrays(Examples):
     entries: Mapping[str, np.ndarray]
 
     def __post_init__(self):
-        shapes = {name: getattr(a, "shape", ()) for name, a in self.entries.items()}
-        for name, shape in shapes.items():
-            if not shape:
+        rows = {}
+        for name, array in self.entries.items():
+            if not getattr(array, "shape", ()):
                 raise UsageError(
                     f"entry {name!r} of the examples is no array with a row for each "
                     f"of them: make it one, by numpy.asarray"
                 )
-        rows = {name: shape[0] for name, shape in shapes.items()}
+            rows[name] = len(array)
         if len(set(rows.values())) != 1:
             raise UsageError(
                 f"the entries of the examples have {rows or 'no'} rows: give each the "

@@ -77,7 +77,8 @@ def prepared(task: Task, batch: Batch, dtype: str) -> Batch:
             f"{name} returned a {type(made).__name__}: return a dict with entries by "
             f"name, {{**batch, ...}}"
         )
-    given, wanted = (np.shape(one.get("weights")) for one in (made, batch))
+    given = np.shape(made["weights"]) if "weights" in made else ()
+    wanted = np.shape(batch["weights"])
     if given != wanted:
         raise UsageError(
             f"{name} returned {f'weights {given}' if given else 'no weights'} for a "
