@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 
+from hfdist.errors import UsageError
 from hfdist.problem import Batch
 from hfdist.pytree import PyTree
 
 Predict = Callable[[PyTree, Batch], Array]
+# Of the largest output; much more than rounding, that of TF32 and bfloat16 included.
+UNLIKE = 0.1
 
 
 def with_jacobian(predict: Predict) -> Predict:
@@ -26,25 +30,58 @@ def with_jacobian(predict: Predict) -> Predict:
 
     The values, and every method's steps, are the same but for rounding; the memory is
     that of J. Example by example in reverse mode: each output must depend on its own
-    row of the batch alone, and every entry of the batch must have such rows.
+    row of the batch alone, and every entry of the batch must have such rows. Where the
+    outputs show that they do not, as those of BatchNorm in training, J is NaN, so that
+    no step is taken. Raises UsageError for outputs that are not one array, entries
+    without rows, and derivatives in the batch.
     """
 
-    def of_one(params: PyTree, row: Batch) -> Array:
-        return predict(params, jax.tree.map(lambda a: a[None], row))[0]
+    def of_one(params: PyTree, row: Batch) -> tuple[Array, Array]:
+        z = predict(params, jax.tree.map(lambda a: a[None], row))[0]
+        return z, z
 
     @jax.custom_jvp
     def whole(params: PyTree, batch: Batch) -> Array:
         return predict(params, batch)
 
-    @whole.defjvp
     def derivative(primals: tuple[Any, Any], tangents: tuple[Any, Any]):
         params, batch = primals
-        rows = jax.vmap(jax.jacrev(of_one), (None, 0))(params, batch)
         z = predict(params, batch)
+        _check(z, batch, tangents[1])
+        rows, z_alone = jax.vmap(jax.jacrev(of_one, has_aux=True), (None, 0))(
+            params, batch
+        )
         parts = [j.reshape(*z.shape, -1) for j in jax.tree.leaves(rows)]
-        v_N, _ = ravel_pytree(tangents[0])
+        v_N, _ = ravel_pytree(jax.tree.map(_written, tangents[0], params))
         highest = jax.lax.Precision.HIGHEST
         product = jnp.matmul(jnp.concatenate(parts, -1), v_N, precision=highest)
-        return z, product.astype(z.dtype)
+        unlike = jnp.max(jnp.abs(z_alone - z)) > UNLIKE * jnp.max(jnp.abs(z))
+        # A factor, and not a choice: of that the transpose is 0, not NaN.
+        return z, (product * jnp.where(unlike, jnp.nan, 1)).astype(z.dtype)
 
+    whole.defjvp(derivative, symbolic_zeros=True)
     return whole
+
+
+def _written(tangent: Any, primal: Any) -> Any:
+    return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
+
+
+def _check(z: Any, batch: Batch, tangents: Any) -> None:
+    if not isinstance(z, Array):
+        raise UsageError(
+            f"with_jacobian is for a predict with one array of outputs (B, …), and "
+            f"this one returned a {type(z).__name__}: concatenate them"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if jnp.shape(leaf)[:1] != z.shape[:1]:
+            raise UsageError(
+                f"with_jacobian goes from row to row of the batch, and "
+                f"batch{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, not "
+                f"one of {z.shape[0]} rows: close over it in predict"
+            )
+    if not all(isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents)):
+        raise UsageError(
+            "with_jacobian has the derivative in the params alone: for one in the "
+            "batch, such as a differential equation's, wrap what is differentiated"
+        )

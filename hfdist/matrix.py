@@ -17,7 +17,7 @@ or passed to, a function under `jax.jit`, `vmap` or `scan`.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,16 @@ from jax.sharding import Mesh
 from optax import tree
 
 from hfdist import curvatures
-from hfdist.batches import check_batch
-from hfdist.checks import Count, NonNegative, check_choice, fitted, known, refusal
+from hfdist.batches import check_batch, entry_name, is_replicated
+from hfdist.checks import (
+    Count,
+    NonNegative,
+    Whole,
+    check_choice,
+    fitted,
+    refusal,
+    shown,
+)
 from hfdist.choices import choices
 from hfdist.eigenpairs import Pairs, largest_pairs
 from hfdist.errors import UsageError
@@ -44,6 +52,7 @@ from hfdist.solvers.solution import Solution
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
 
+Seed = Annotated[int, Whole(0)]
 BLOCK = 128  # unit vectors multiplied at once for an exact diagonal
 
 
@@ -90,7 +99,7 @@ class Matrix:
         solver = CG() if solver is None else solver
         if not isinstance(solver, Solver):
             raise refusal("solver", solver, "hfdist.CG(...) or hfdist.Dense(...)")
-        if known(damping):
+        if not isinstance(damping, Tracer):
             fitted("damping", damping, NonNegative)
         return _solve(self, self._vector(v), damping, solver)
 
@@ -105,10 +114,10 @@ class Matrix:
         """
         if probes is None:
             return _exact_diagonal(self)
-        if key is None:
+        if not _is_key(key):
             raise UsageError(
-                "diagonal(probes=...) draws its probes at random: give it a key too, "
-                "key=jax.random.key(0)"
+                f"diagonal(probes=...) draws its probes at random, and key is "
+                f"{shown(key)}: give it one, key=jax.random.key(0)"
             )
         return _estimated_diagonal(self, key, fitted("probes", probes, Count))
 
@@ -121,7 +130,7 @@ class Matrix:
         for a k that is not less than N.
         """
         count = parameter_count(self.params)
-        k = fitted("k", k, Count)
+        k, seed = fitted("k", k, Count), fitted("seed", seed, Seed)
         if k >= count:
             raise refusal("k", k, f"less than the {count} params")
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
@@ -162,6 +171,11 @@ class Matrix:
                     f"the vector{jax.tree_util.keystr(path)} has shape "
                     f"{jnp.shape(leaf)}: use that of the params, {own.shape}"
                 )
+            if jnp.iscomplexobj(leaf):
+                raise UsageError(
+                    f"the vector{jax.tree_util.keystr(path)} is complex: C is real, so "
+                    f"multiply its real and its imaginary part apart"
+                )
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), v)
 
     def _apply(self, work: Callable, *arguments: Any) -> Any:
@@ -181,12 +195,13 @@ class Matrix:
 
     def _mean_product(self, v: PyTree) -> PyTree:
         """C v = Σ_S share_S · C_S v, share_S = (Σ wᵢ of batch S) / Σ wᵢ."""
-        weights_SB = self.batch.get("weights")
+        batches, weights_SB = self.batch, self.batch.get("weights")
         if weights_SB is None:
-            batches = len(jax.tree.leaves(self.batch)[0])
-            weights_S = jnp.ones(batches, self.dtype)
+            weights_S = jnp.ones(len(jax.tree.leaves(batches)[0]), self.dtype)
         else:
             weights_S = jnp.sum(jnp.asarray(weights_SB, self.dtype), axis=1)
+            # A batch that is all padding has no mean, and no share.
+            batches = _weighing(weights_S == 0, batches)
 
         def add(total, batch_and_share):
             batch, share = batch_and_share
@@ -194,7 +209,7 @@ class Matrix:
             return tree.add_scale(total, share, one._apply(_of_vector, v)), None
 
         shares_S = weights_S / jnp.sum(weights_S)
-        total, _ = jax.lax.scan(add, tree.zeros_like(v), (self.batch, shares_S))
+        total, _ = jax.lax.scan(add, tree.zeros_like(v), (batches, shares_S))
         return total
 
 
@@ -225,6 +240,8 @@ def curvature(
         raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
     check_params(problem, params)
     check_batch(batch, replicated)
+    if stacked:
+        _check_stacked(batch, replicated)
     for name in ("predict", "loss"):
         _check_hashable(name, getattr(problem, name))
     return Matrix(
@@ -238,6 +255,41 @@ def curvature(
         replicated=tuple(replicated),
         stacked=stacked,
     )
+
+
+def _check_stacked(batch: Batch, replicated: Collection[str]) -> None:
+    """Raise UsageError for leaves that are not (S, B, …), or (S, …) if replicated."""
+    shapes = {
+        path: jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    }
+    batches = {shape[:1] for shape in shapes.values()}
+    for path, shape in shapes.items():
+        least = 1 if is_replicated(path, replicated) else 2
+        if len(shape) < least or len(batches) > 1:
+            raise UsageError(
+                f"batch{jax.tree_util.keystr(path)} has shape {shape}: stacked batches "
+                f"have leaves (S, B, …), one S for all, and (S, …) where replicated"
+            )
+
+
+def _weighing(padding_S: Array, batches: Batch) -> Batch:
+    """The batches, in those that are padding every weight being 1."""
+
+    def weighed(path, leaf):
+        if entry_name(path) != "weights":
+            return leaf
+        return jnp.where(padding_S[:, None], jnp.ones_like(leaf), leaf)
+
+    return jax.tree_util.tree_map_with_path(weighed, batches)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it is one key of jax.random, of the new kind or the old."""
+    if not isinstance(key, Array | np.ndarray):
+        return False
+    new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key.ndim == 0 if new else (key.dtype, key.ndim) == (jnp.uint32, 1)
 
 
 def _check_hashable(name: str, function: Any) -> None:

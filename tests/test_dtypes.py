@@ -9,7 +9,8 @@ import pytest
 
 import hfdist
 from cases import LM, Case, relative_error
-from hfdist import CG, SGD, HessianFree, Newton
+from hfdist import CG, SGD, HessianFree, Newton, damping
+from hfdist.choices import choices
 from hfdist.pytree import widen
 from quick import mostly_slow
 
@@ -81,6 +82,17 @@ def test_steps_in_mixed_dtypes_are_those_of_float64(name, mix, devices):
     assert info.loss.dtype == widen(params_of(mix))["first"]["bias"].dtype
     assert info.loss == pytest.approx(float(expected_info.loss), rel=1e-6)
     assert info.accepted
+
+
+@pytest.mark.parametrize("rule", choices(damping))
+def test_float32_params_may_meet_float64_inputs(rule):
+    """As NumPy's are with JAX_ENABLE_X64: the state keeps its dtypes in a scan."""
+    params = optax.tree.cast(CASE.params, jnp.float32)
+    method = HessianFree(damping=1.0, damping_rule=rule)
+    step, info = run(method, params, CASE.batch)
+    expected, _ = run(method, CASE.params, CASE.batch)
+    assert relative_error(step, expected) < 1e-5
+    assert info.loss.dtype == info.damping.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -135,6 +135,23 @@ def test_stacked_batches_are_one_batch_of_all_their_examples(devices):
     assert relative_error(make(even, stacked=True).product(v), expected) < 1e-12
 
 
+def test_a_stacked_batch_that_is_all_padding_has_no_share():
+    case = Case("softmax_cross_entropy", examples=16, weighted=True)
+    halves = jax.tree.map(lambda a: a.reshape(2, 8, *a.shape[1:]), case.batch)
+    halves["weights"] = halves["weights"].at[1].set(0)
+    c = hfdist.curvature(case.problem, case.params, halves, stacked=True)
+    first = hfdist.curvature(case.problem, case.params, part(halves, 0))
+    v = random_vector(case)
+    assert relative_error(c.product(v), flat(first.product(v))) < 1e-12
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_either_kind_of_key_draws_the_probes(make):
+    c = matrix_of(CASES[0])
+    expected = c.diagonal(probes=2, key=jax.random.key(5))
+    assert relative_error(c.diagonal(probes=2, key=make(5)), flat(expected)) < 1e-15
+
+
 def test_float32_and_mixed_dtypes_compute_in_the_working_dtype():
     case = CASES[0]
     narrow = tree.cast(case.params, jnp.float32)
@@ -202,6 +219,33 @@ MISTAKES = {
     ),
     "no solver": (lambda c: c().solve(CASES[0].params, solver=10), "solver is 10"),
     "no key": (lambda c: c().diagonal(probes=3), "key=jax.random.key"),
+    "a number for a key": (lambda c: c().diagonal(2, 0), "key is 0: give it one"),
+    "many keys": (
+        lambda c: c().diagonal(2, jax.random.split(jax.random.key(0), 3)),
+        "give it one, key=jax.random.key",
+    ),
+    "a schedule of damping": (
+        lambda c: c().solve(CASES[0].params, damping=lambda step: 1.0),
+        "damping is <function .*: use a number that is 0 or more",
+    ),
+    "a complex vector": (
+        lambda c: c().product(tree.cast(CASES[0].params, complex)),
+        r"the vector\['first'\]\['bias'\] is complex",
+    ),
+    "a negative seed": (lambda c: c().lanczos(2, seed=-1), "seed is -1: use at lea"),
+    "no stack": (
+        lambda c: c(stacked=True),
+        r"batch\['labels'\] has shape \(8,\): stacked batches have leaves \(S, B",
+    ),
+    "a replicated entry that is not stacked": (
+        lambda c: c(
+            batch=jax.tree.map(lambda a: a[None], CASES[0].batch)
+            | {"scale": jnp.ones(3)},
+            stacked=True,
+            replicated=("scale",),
+        ),
+        r"and \(S, …\) where replicated",
+    ),
     "no probe": (lambda c: c().diagonal(0, jax.random.key(0)), "at least 1"),
     "too many eigenpairs": (lambda c: c().lanczos(N), "less than the 39 params"),
     "eigenpairs in a program": (

@@ -235,6 +235,14 @@ def test_the_relative_error_is_numpys():
     assert TASK.report(means)["relative_error"] == pytest.approx(expected, rel=1e-10)
 
 
+def test_the_training_points_have_no_relative_error():
+    """Most of their outputs are -Δu."""
+    problem, params = problem_of()
+    batch = batch_of()
+    assert TASK.figures(problem.predict(params, batch), batch) == {}
+    assert TASK.report({"loss": 1.0}) == {}
+
+
 @pytest.mark.slow
 def test_a_run_continues_bit_for_bit(tmp_path):
     train(config_of(epochs=6, run_dir=tmp_path / "whole"))

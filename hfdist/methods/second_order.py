@@ -226,7 +226,7 @@ class SecondOrder(Method):
         bounds = self.damping_bounds
         outcome = Outcome(info.rho, info.refusal, refused, first, bounds)
         rule = chosen("damping_rule", self.damping_rule, damping_rules)
-        damping = rule(damping, outcome)
+        damping = rule(damping, outcome).astype(damping.dtype)  # ρ may be wider
         return Memory(updates, damping, refused, start)
 
 

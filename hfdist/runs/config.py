@@ -14,13 +14,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 import tyro
 from jax.errors import JAXTypeError
 
@@ -30,9 +30,10 @@ from hfdist.memory import check_device_memory
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
-from hfdist.problem import Problem
+from hfdist.problem import Problem, penalised
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.tasks.idx import IDX
+from hfdist.tasks.returned import problem_of
 from hfdist.tasks.task import Task
 
 Dtype = Literal["float32", "float64"]
@@ -109,11 +110,22 @@ class Config(Settings):
     def build_problem(self) -> tuple[Problem, PyTree]:
         """The problem and the initial params.
 
-        Raises UsageError, before they are made, for params that no memory could hold.
+        An l2 of the problem's own, such as a tree of them, stays where the config has
+        none. Raises UsageError, before they are made, for params that no memory could
+        hold.
         """
-        _check_memory(lambda: self.data.problem(self.model, self.seed)[1], self.dtype)
-        problem, params = self.data.problem(self.model, self.seed)
-        return problem._replace(l2=self.l2), optax.tree.cast(params, self.dtype)
+        make = partial(problem_of, self.data, self.model, self.seed)
+        _check_memory(lambda: make()[1], self.dtype)
+        problem, params = make()
+        if self.l2 and penalised(problem):
+            raise UsageError(
+                f"l2 is {self.l2:g}, and {type(self.data).__name__}.problem has an l2 "
+                f"of its own: leave one of them out"
+            )
+        if self.l2:
+            problem = problem._replace(l2=self.l2)
+        # A copy: training donates them, and the problem may hold on to its own.
+        return problem, jax.tree.map(partial(jnp.array, dtype=self.dtype), params)
 
 
 def _check_memory(init: Callable[[], PyTree], dtype: Dtype) -> None:

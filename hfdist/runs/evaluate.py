@@ -1,5 +1,6 @@
 """Mean loss, and the task's other figures, over the examples of a split."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from hfdist.checks import shown
 from hfdist.errors import UsageError
 from hfdist.parallel import local_rows, place_chunk
 from hfdist.problem import Problem, weighted_sums
@@ -18,6 +20,7 @@ from hfdist.runs.run_directory import read_config
 from hfdist.runs.spans import Spans
 from hfdist.tasks.examples import Examples, readable
 from hfdist.tasks.pipeline import Chunk, GlobalBatches, chunks
+from hfdist.tasks.returned import figures_of, prepared, reported
 from hfdist.tasks.task import Split, Task
 
 
@@ -52,11 +55,11 @@ def evaluator(
     @jax.jit
     def totals(params: PyTree, chunk: Chunk):
         def sums(batch):
-            batch = task.prepare(batch, config.dtype)
+            batch = prepared(task, batch, config.dtype)
             outputs = problem.predict(params, batch)
             figures = {
                 name: jnp.sum(batch["weights"] * figure_B)
-                for name, figure_B in task.figures(outputs, batch).items()
+                for name, figure_B in figures_of(task, outputs, batch).items()
             }
             return *weighted_sums(problem, outputs, batch), _unreserved(task, figures)
 
@@ -73,15 +76,23 @@ def evaluator(
         loss_sum, weight_sum, figures = jax.tree.map(
             lambda *leaves: sum(leaf.item() for leaf in leaves), *parts
         )
+        weight_sum = weight_sum or math.nan  # of examples that all have weight 0
         means = {name: total / weight_sum for name, total in figures.items()}
         loss = loss_sum / weight_sum
-        return Evaluation(loss, _unreserved(task, task.report(means | {"loss": loss})))
+        report = reported(task, means | {"loss": loss})
+        return Evaluation(loss, _unreserved(task, report))
 
     return evaluate_params
 
 
 def _unreserved(task: Task, figures: dict[str, Any]) -> dict[str, Any]:
     """The figures. Raises UsageError for a name that metrics.jsonl gives others."""
+    for name in figures:
+        if not isinstance(name, str):
+            raise UsageError(
+                f"{type(task).__name__} has a figure named {shown(name)}: name it by "
+                f"text"
+            )
     if clashing := figures.keys() & RESERVED:
         raise UsageError(
             f"{type(task).__name__} has a figure named {min(clashing)!r}, a name that "

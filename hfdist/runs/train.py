@@ -44,6 +44,7 @@ from hfdist.runs.saver import Saver
 from hfdist.runs.spans import Spans
 from hfdist.tasks.examples import Examples, readable
 from hfdist.tasks.pipeline import GlobalBatches, chunks
+from hfdist.tasks.returned import prepared
 
 Carry = tuple[PyTree, State]
 MOST_STEPS = 2**31 - 1  # a method's own count of its updates is an int32
@@ -87,7 +88,7 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     carry = replicate((first, optimizer.init(first)), mesh)
 
     chunk_step = make_chunk_step(
-        optimizer, partial(config.data.prepare, dtype=config.dtype)
+        optimizer, partial(prepared, config.data, dtype=config.dtype)
     )
     # What tracing refuses is refused before there is a run directory.
     jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(0, 1), mesh))
@@ -136,8 +137,8 @@ def _explanation(config, problem, params, source) -> str:
     """What the method says of solving this problem on global batches."""
     chunk = replace(source, rows=slice(None)).chunk(0, 1)
     batch = jax.eval_shape(
-        lambda chunk: config.data.prepare(
-            jax.tree.map(lambda a: a[0], chunk), config.dtype
+        lambda chunk: prepared(
+            config.data, jax.tree.map(lambda a: a[0], chunk), config.dtype
         ),
         chunk,
     )
@@ -219,11 +220,14 @@ def _check_sizes(
     config: Config, train_set: Examples, test_set: Examples, mesh: Mesh | None
 ) -> None:
     train, test = (one.gather(np.zeros(1, int)) for one in (train_set, test_set))
-    for name in train.keys() & test.keys():
-        if train[name].shape != test[name].shape:
+    for name in sorted(train.keys() & test.keys()):
+        shapes = [
+            jax.tree.map(lambda a: a.shape[1:], one[name]) for one in (train, test)
+        ]
+        if shapes[0] != shapes[1]:
             raise UsageError(
-                f"a training example has {name} of shape {train[name].shape[1:]} and a "
-                f"test example of {test[name].shape[1:]}: they do not belong together"
+                f"a training example has {name} of shape {shapes[0]} and a test "
+                f"example of {shapes[1]}: they do not belong together"
             )
     batch_size, examples = config.batch_size, len(train_set)
     devices = 1 if mesh is None else mesh.size

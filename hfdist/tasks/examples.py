@@ -3,12 +3,14 @@
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
+from hfdist.checks import shown
 from hfdist.errors import UsageError
 
 Entries = dict[str, np.ndarray]  # leaves (…, one example's shape)
@@ -37,6 +39,21 @@ class Arrays(Examples):
 
     entries: Mapping[str, np.ndarray]
 
+    def __post_init__(self):
+        rows = {}
+        for name, array in self.entries.items():
+            if not getattr(array, "shape", ()):
+                raise UsageError(
+                    f"entry {name!r} of the examples is no array with a row for each "
+                    f"of them: make it one, by numpy.asarray"
+                )
+            rows[name] = len(array)
+        if len(set(rows.values())) != 1:
+            raise UsageError(
+                f"the entries of the examples have {rows or 'no'} rows: give each the "
+                f"same number, a row for each example"
+            )
+
     @property
     def readers(self):
         return 2 if any(isinstance(a, np.memmap) for a in self.entries.values()) else 0
@@ -62,9 +79,23 @@ class Elements(Examples):
         return len(self.dataset)
 
     def gather(self, places):
-        elements: list[Any] = [self.dataset[int(place)] for place in places.ravel()]
+        elements = [self._element(int(place)) for place in places.ravel()]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *elements)
         return jax.tree.map(lambda a: a.reshape(*places.shape, *a.shape[1:]), stacked)
+
+    @cached_property
+    def _form(self) -> Any:
+        return _form(self.dataset[0])
+
+    def _element(self, place: int) -> Any:
+        element: Any = self.dataset[place]
+        if (form := _form(element)) != self._form:
+            raise UsageError(
+                f"element {place} of the task's data set is {form}, but element 0 "
+                f"{self._form}: give all the same entries, shapes and dtypes, and none "
+                f"that a filter leaves out"
+            )
+        return element
 
 
 def readable(source: Any) -> Examples:
@@ -81,4 +112,42 @@ def readable(source: Any) -> Examples:
         )
     if not len(source):
         raise UsageError("the task has no examples: give it files with some")
+    _check_one(source)
     return source
+
+
+def _form(element: Any) -> Any:
+    """An element's entries, each as its dtype and shape."""
+    return jax.tree.map(lambda a: f"{np.asarray(a).dtype}{[*np.shape(a)]}", element)
+
+
+def _check_one(source: Examples) -> None:
+    """Raise UsageError for examples that cannot be rows of arrays on a device."""
+    places = np.zeros((1, 2), int)
+    one: Any = source.gather(places)
+    if not isinstance(one, Mapping) or not all(isinstance(name, str) for name in one):
+        raise UsageError(
+            f"an example of the task is {shown(one)}: make it a dictionary of numbers "
+            f"and arrays by name"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        dtype = np.asarray(leaf).dtype
+        try:
+            jax.eval_shape(lambda a: a, leaf)
+        except TypeError:
+            raise UsageError(
+                f"entry {name!r} of the examples is of {dtype}, which JAX has no "
+                f"arrays of: turn it into numbers, by astype, or leave it out"
+            ) from None
+        if np.shape(leaf)[:2] != places.shape:
+            raise UsageError(
+                f"the examples at places of shape {places.shape} have {name!r} of "
+                f"shape {np.shape(leaf)}: gather must return arrays of shape "
+                f"places.shape + (…)"
+            )
+    if "weights" in one and np.shape(one["weights"]) != places.shape:
+        raise UsageError(
+            f"an example has weights of shape {np.shape(one['weights'])[2:]}: give it "
+            f"one number"
+        )
