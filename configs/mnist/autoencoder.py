@@ -6,7 +6,7 @@ Two cores of an AMD EPYC that other jobs shared, seed 0: squared error (summed o
 image's pixels) 12.1, 9.1 and 8.1 on the test images after 60, 120 and 180 steps: 142,
 308 and 527 s of training, about half of it when the machine is quiet. From λ = 1 the
 first steps saturate the units and the error stays at 50. Published, after many hours:
-0.69 on the training images by Hessian-free without weight decay (Sutskever et al. 2013).
+0.69 on the training images by Hessian-free, no weight decay (Sutskever et al. 2013).
 """
 
 from hfdist import CG, HessianFree
