@@ -72,7 +72,10 @@ def test_gradients_passed_in_take_the_place_of_the_methods_own(method):
     tiny = optax.tree.scale(1e-3, gradient)
     less, _ = optimizer.update(tiny, state, CASE.params, batch=CASE.batch)
     assert relative_error(same, own) < 1e-7
-    assert optax.tree.norm(less) < 0.02 * optax.tree.norm(own)
+    if isinstance(method, hfdist.Adam):  # whose steps do not shrink with the gradient
+        assert relative_error(less, own) < 0.01
+    else:
+        assert optax.tree.norm(less) < 0.02 * optax.tree.norm(own)
 
 
 @some_methods

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from drawings import style
 from hfdist.errors import UsageError
@@ -146,6 +147,8 @@ def _panel(axes: Axes, named: dict[str, Run], quantity: str, x: str) -> None:
     ends = [run.train[x][-1] for run in named.values()]
     if x != "step" and max(ends) > 10 * min(ends):
         style.log_scale(axes, "x")
+    if x == "cost":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:

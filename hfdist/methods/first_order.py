@@ -4,6 +4,7 @@ import abc
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
+import jax
 import optax
 
 from hfdist.checks import Count, Positive, Whole
@@ -77,7 +78,9 @@ class FirstOrder(Method):
         gradient = own_gradient if gradient is None else gradient
         gradient_norm = optax.tree.norm(gradient)
         gradient = optax.tree.cast_like(gradient, params)
-        step, inner = self.optimizer().update(gradient, state.inner, params)
+        # Optax multiplies its count of updates, an integer, by real numbers.
+        with jax.numpy_dtype_promotion("standard"):
+            step, inner = self.optimizer().update(gradient, state.inner, params)
         step_norm = optax.tree.norm(step)
         refusal = not_finite(loss, gradient_norm, step_norm)
         accepted = refusal == Refusal.NONE

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from hfdist.errors import UsageError
@@ -148,5 +149,6 @@ def gradient_equivalents(run: Run) -> np.ndarray:
 
 def parameters(config: Config) -> int:
     """N, the number of a config's parameters."""
-    _, params = config.build_problem()
+    with jax.enable_x64(config.dtype == "float64"):
+        _, params = config.build_problem()
     return parameter_count(params)
