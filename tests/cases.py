@@ -24,6 +24,7 @@ METHODS = {
     "hf_hessian": HessianFree(damping=5.0, curvature="hessian"),
     "hf_finite_difference": HessianFree(damping=5.0, curvature="finite_difference"),
     "hf_warm_lm": HessianFree(damping=1.0, damping_rule=LM, warm_start=0.95),
+    "hf_kronecker": HessianFree(damping=1.0, preconditioner="kronecker"),
     "adam": hfdist.Adam(learning_rate=0.1, weight_decay=0.01),
 }
 

@@ -48,6 +48,30 @@ MUTATIONS = {
         "curvature",
     ),
     "forget the residual update": ("solvers/cg.py", RESIDUAL, "r = r", "cg"),
+    "precondition the residual and not its length": (
+        "solvers/cg.py",
+        "return z, inner(at.r, z)",
+        "return z, at.rr",
+        "preconditioners",
+    ),
+    "damp both factors alike": (
+        "preconditioners/kronecker.py",
+        "jnp.sqrt(damping * n / m)",
+        "jnp.sqrt(damping)",
+        "preconditioners",
+    ),
+    "draw the same signs on every device": (
+        "probes.py",
+        "devices.share(jax.random.rademacher(key, shape, leaf.dtype))",
+        "jax.random.rademacher(key, leaf.shape, leaf.dtype)",
+        "parallel",
+    ),
+    "forget that the weights are under the root": (
+        "probes.py",
+        "jnp.sqrt(w) * row",
+        "w * row",
+        "preconditioners",
+    ),
     "forget the warm start": (
         "methods/second_order.py",
         START,

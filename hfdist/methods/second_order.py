@@ -35,6 +35,8 @@ from hfdist.outcome import (
     reduction_ratio,
 )
 from hfdist.parallel import ONE_DEVICE
+from hfdist.preconditioner import Learnt, Preconditioning, learn
+from hfdist.probes import probe
 from hfdist.pytree import PyTree, parameter_count, roundoff, widen
 from hfdist.quadratics import Curvature, Value, quadratic, value_and_gradient, value_at
 from hfdist.solvers.solver import Solver
@@ -58,6 +60,7 @@ class Memory(NamedTuple):
     damping: Array  # (), what the damping rule says of the next λ
     refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
+    learnt: Learnt | None  # what the preconditioner knows; None: there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,11 @@ class SecondOrder(Method):
         return 0.0
 
     @property
+    def preconditioning(self) -> Preconditioning | None:
+        """What makes the solver's steps fewer; None: nothing."""
+        return None
+
+    @property
     def adaptive(self) -> bool:
         """Whether λ follows the loss after the step."""
         return self.damping_rule != "constant"
@@ -122,7 +130,10 @@ class SecondOrder(Method):
         # A copy: no buffer may stand twice in a state that a caller donates.
         damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
         start = tree.zeros_like(widen(params)) if self.start_decay else None
-        return State(Memory(jnp.int32(0), damping, jnp.int32(0), start), info)
+        learnt = None
+        if preconditioning := self.preconditioning:
+            learnt = Learnt(jnp.int32(0), preconditioning.rule.init(params))
+        return State(Memory(jnp.int32(0), damping, jnp.int32(0), start, learnt), info)
 
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
@@ -140,6 +151,13 @@ class SecondOrder(Method):
 
         b = tree.scale(-1, model.gradient)
         system = System(damped_product, b, memory.start, space.inner)
+        if preconditioning := self.preconditioning:
+            examples = batch if curvature_batch is None else curvature_batch
+            draw = partial(probe, problem, params, examples, devices)
+            learnt = _learnt(preconditioning, memory, damping, draw)
+            memory = memory._replace(learnt=learnt)
+            precondition = partial(preconditioning.rule.apply, learnt.state, damping)
+            system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
         rule = chosen("step_rule", self.step_rule, step_rules)
@@ -207,6 +225,8 @@ class SecondOrder(Method):
             return "input_reduction is off"
         if self.start_decay:
             return "the solver starts warm"
+        if self.preconditioning:
+            return "the solver is preconditioned"
         if not alone or "inputs" in devices.replicated:
             return "the gradient is of other examples than the products"
         params = devices.vary(params)
@@ -227,7 +247,15 @@ class SecondOrder(Method):
         outcome = Outcome(info.rho, info.refusal, refused, first, bounds)
         rule = chosen("damping_rule", self.damping_rule, damping_rules)
         damping = rule(damping, outcome)
-        return Memory(updates, damping, refused, start)
+        return Memory(updates, damping, refused, start, memory.learnt)
+
+
+def _learnt(preconditioning, memory, damping, draw) -> Learnt:
+    """What is known with this step's probe."""
+    rule, settings = preconditioning
+    with jax.named_scope("probe"):
+        step = memory.updates + 1
+        return learn(rule, settings, memory.learnt, step, damping, draw)
 
 
 def _at(setting: Any, count: Array) -> Any:

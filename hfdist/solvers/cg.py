@@ -1,6 +1,7 @@
 """Truncated conjugate gradients: the paper's Algorithm 1 (Hestenes & Stiefel 1952)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,22 @@ from jax import Array
 from optax import tree
 
 from hfdist.checks import Count, NonNegative
+from hfdist.pytree import PyTree
 from hfdist.solvers.solution import Reason, Solution, not_positive
 from hfdist.solvers.solver import Solver
+from hfdist.solvers.system import System
+
+
+class _At(NamedTuple):
+    """After k steps."""
+
+    x: PyTree
+    r: PyTree  # b - A x
+    p: PyTree  # the next direction
+    rz: Array  # (), ⟨r, M⁻¹ r⟩
+    rr: Array  # (), ⟨r, r⟩
+    k: Array  # () int32
+    reason: Array  # () int32, a Reason; STEPS_USED_UP: none to end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +32,14 @@ class CG(Solver):
     """Solve A x = b by conjugate gradients, from products with A alone.
 
     Stops when ‖b - A x‖ ≤ rtol ‖b‖ or after max_steps products; a start costs one
-    product more. All vectors are pytrees like b: raveling them would copy every
-    parameter at every product.
+    product more. Preconditioned where the system says so (Nocedal & Wright 2006,
+    algorithm 5.3), for one application a step. All vectors are pytrees like b:
+    raveling them would copy every parameter at every product.
 
     Departures from the textbook:
     (1) A direction with pᵀAp ≤ 0 ends the solve with the iterate so far; at the very
-        first direction, with b itself, the steepest descent (Dembo & Steihaug 1983).
+        first direction, with b itself, the steepest descent, preconditioned where the
+        rest is (Dembo & Steihaug 1983).
     (2) rtol is never less than the unit roundoff: past it the recurrence divides
         0 by 0.
     """
@@ -35,44 +52,66 @@ class CG(Solver):
     by_inner_products = True
 
     def solve(self, system):
-        product, b, start, inner = system
-        if start is None:
-            x, r = tree.zeros_like(b), b
-        else:
-            x, r = start, tree.sub(b, product(start))
+        b, inner = system.b, system.inner
         bb = inner(b, b)
         threshold = max(self.rtol, float(jnp.finfo(bb.dtype).eps)) ** 2 * bb
+        precondition = system.precondition
 
-        def unfinished(carry):
-            _, _, _, rr, k, reason = carry
-            going = reason == Reason.STEPS_USED_UP  # so far
-            return (k < self.max_steps) & (rr > threshold) & going
+        def unfinished(at):
+            going = at.reason == Reason.STEPS_USED_UP  # so far
+            return (at.k < self.max_steps) & (at.rr > threshold) & going
 
-        def step(carry):
-            x, r, p, rr, k, _ = carry
-            a_p = product(p)
+        def preconditioned(at):
+            """M⁻¹ r; at the end, where it would not be used, r itself."""
+            if precondition is None:
+                return at.r, at.rr
+            z = jax.lax.cond(unfinished(at), precondition, lambda r: r, at.r)
+            return z, inner(at.r, z)
+
+        def step(at):
+            x, r, p, rz, _, k, _ = at
+            a_p = system.product(p)
             p_a_p = inner(p, a_p)
             positive = p_a_p > 0  # False for NaN too
-            alpha = jnp.where(positive, rr / jnp.where(positive, p_a_p, 1), 0)
+            alpha = jnp.where(positive, rz / jnp.where(positive, p_a_p, 1), 0)
             x = tree.add_scale(x, alpha, p)
             r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)
-            rr_next = inner(r, r)
-            p = tree.add_scale(r, rr_next / rr, p)
-            return x, r, p, rr_next, k + 1, _reason(p_a_p)
+            at = _At(x, r, p, rz, inner(r, r), k + 1, _reason(p_a_p))
+            z, rz_next = preconditioned(at)
+            return at._replace(p=tree.add_scale(z, rz_next / rz, p), rz=rz_next)
 
-        used_up = jnp.int32(Reason.STEPS_USED_UP)
-        carry = (x, r, r, inner(r, r), jnp.int32(0), used_up)
-        x, r, _, rr, k, reason = jax.lax.while_loop(unfinished, step, carry)
-        x = tree.where(not_positive(reason) & (k == 1), b, x)
-        relative_residual = jnp.sqrt(rr / jnp.maximum(bb, jnp.finfo(bb.dtype).tiny))
-        at_end = jnp.where(rr > threshold, reason, Reason.CONVERGED)
-        at_end = jnp.where(jnp.isfinite(rr), at_end, Reason.NOT_FINITE)
-        reason = jnp.where(reason == Reason.STEPS_USED_UP, at_end, reason)
-        return Solution(x, r, relative_residual, k, reason)
+        at = _started(system)
+        z, rz = preconditioned(at)
+        at = jax.lax.while_loop(unfinished, step, at._replace(p=z, rz=rz))
+        x = _or_steepest(system, not_positive(at.reason) & (at.k == 1), at.x)
+        relative_residual = jnp.sqrt(at.rr / jnp.maximum(bb, jnp.finfo(bb.dtype).tiny))
+        at_end = jnp.where(at.rr > threshold, at.reason, Reason.CONVERGED)
+        at_end = jnp.where(jnp.isfinite(at.rr), at_end, Reason.NOT_FINITE)
+        reason = jnp.where(at.reason == Reason.STEPS_USED_UP, at_end, at.reason)
+        return Solution(x, at.r, relative_residual, at.k, reason)
 
     def held(self, unknowns, examples):
         # x, r, p, A p and b; each twice, and XXᵀ, in gram coordinates.
         return 5 * unknowns * (2 if examples else 1) + examples**2
+
+
+def _started(system: System) -> _At:
+    """At the start, before there is a direction."""
+    b, start, inner = system.b, system.start, system.inner
+    if start is None:
+        x, r = tree.zeros_like(b), b
+    else:
+        x, r = start, tree.sub(b, system.product(start))
+    rr = inner(r, r)
+    return _At(x, r, r, rr, rr, jnp.int32(0), jnp.int32(Reason.STEPS_USED_UP))
+
+
+def _or_steepest(system: System, steepest: Array, x: PyTree) -> PyTree:
+    """x, or M⁻¹ b where that is the best that is known."""
+    b, precondition = system.b, system.precondition
+    if precondition is None:
+        return tree.where(steepest, b, x)
+    return jax.lax.cond(steepest, lambda: precondition(b), lambda: x)
 
 
 def _reason(p_a_p: Array) -> Array:
