@@ -72,6 +72,24 @@ MUTATIONS = {
         "w * row",
         "preconditioners",
     ),
+    "take the step before for the one after": (
+        "step_rules/two_term.py",
+        "along_p - cosine * along_d",
+        "along_p + cosine * along_d",
+        "step_rules",
+    ),
+    "forget the step before": (
+        "methods/second_order.py",
+        "previous = if_accepted(change)",
+        "previous = tree.zeros_like(change)",
+        "step_rules",
+    ),
+    "reduce no part of ⟨v, C v⟩": (
+        "quadratics.py",
+        "devices.reduce(local) / weight_sum",
+        "local / weight_sum",
+        "step_rules",
+    ),
     "forget the warm start": (
         "methods/second_order.py",
         START,

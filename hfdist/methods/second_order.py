@@ -41,7 +41,7 @@ from hfdist.pytree import PyTree, parameter_count, roundoff, widen
 from hfdist.quadratics import Curvature, Value, quadratic, value_and_gradient, value_at
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
-from hfdist.step import Proposal, Step
+from hfdist.step import Proposal, Rule, Step, looks_back
 
 if TYPE_CHECKING:
     DampingRule = StepRule = str
@@ -61,6 +61,7 @@ class Memory(NamedTuple):
     refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
     learnt: Learnt | None  # what the preconditioner knows; None: there is none
+    previous: Any  # the step before, for a step rule that looks back; or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ class SecondOrder(Method):
     damping_bounds: tuple[Positive, Positive] = (1e-10, 1e10)
     """Least and greatest λ that the damping rule may come to."""
     step_rule: StepRule = "fixed_rate"
-    """How far to go along the solution: α times it."""
+    """How far to go along the solution: α times it; two_term, α times the best of it
+    and the step before."""
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
@@ -129,11 +131,18 @@ class SecondOrder(Method):
         info = initial_info(params, _at(self.damping, jnp.int32(0)))
         # A copy: no buffer may stand twice in a state that a caller donates.
         damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
-        start = tree.zeros_like(widen(params)) if self.start_decay else None
-        learnt = None
+        learnt, wide = None, widen(params)
         if preconditioning := self.preconditioning:
             learnt = Learnt(jnp.int32(0), preconditioning.rule.init(params))
-        return State(Memory(jnp.int32(0), damping, jnp.int32(0), start, learnt), info)
+        memory = Memory(
+            updates=jnp.int32(0),
+            damping=damping,
+            refused=jnp.int32(0),
+            start=tree.zeros_like(wide) if self.start_decay else None,
+            learnt=learnt,
+            previous=tree.zeros_like(wide) if looks_back(self._rule) else None,
+        )
+        return State(memory, info)
 
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
@@ -160,13 +169,15 @@ class SecondOrder(Method):
             system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
-        rule = chosen("step_rule", self.step_rule, step_rules)
-        proposal = Proposal(system, solution, damping, learning_rate)
-        step = rule(proposal)
+        proposal = Proposal(
+            system, solution, damping, learning_rate, model, memory.previous
+        )
+        with jax.named_scope("step"):
+            step = self._rule(proposal)
         info = _measured(model.value, proposal, step)
         if self.adaptive:
             info = _judged(info, model.value_at(step.change), params)
-        memory = self._remembered(memory, info, damping, solution.x)
+        memory = self._remembered(memory, info, damping, solution.x, step.change)
         zeros = tree.zeros_like(params)
         update = tree.cast_like(space.expand(step.change), params)
         update = tree.where(info.accepted, update, zeros)
@@ -180,6 +191,10 @@ class SecondOrder(Method):
         kernel = jax.tree.leaves(params)[shorter.kernel]
         unknowns = n - kernel.size + len(batch["inputs"]) * kernel.shape[1]
         return f"solves in the span of the inputs: {unknowns:,} unknowns, not {n:,}"
+
+    @property
+    def _rule(self) -> Rule:
+        return chosen("step_rule", self.step_rule, step_rules)
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
@@ -227,17 +242,24 @@ class SecondOrder(Method):
             return "the solver starts warm"
         if self.preconditioning:
             return "the solver is preconditioned"
+        if looks_back(self._rule):
+            return "the step is made of the one before too"
         if not alone or "inputs" in devices.replicated:
             return "the gradient is of other examples than the products"
         params = devices.vary(params)
         return shorten(problem, params, batch, devices.size, self.solver.held)
 
-    def _remembered(self, memory: Memory, info: Info, damping: Array, x: Any) -> Memory:
+    def _remembered(self, memory: Memory, info: Info, damping, x, change) -> Memory:
         """What the next step needs."""
-        start = memory.start
+
+        def if_accepted(vector):
+            return tree.where(info.accepted, vector, tree.zeros_like(vector))
+
+        start, previous = memory.start, memory.previous
         if start is not None:
-            start = tree.scale(self.start_decay, x)
-            start = tree.where(info.accepted, start, tree.zeros_like(start))
+            start = if_accepted(tree.scale(self.start_decay, x))
+        if previous is not None:
+            previous = if_accepted(change)
         kept = before_the_step(info.refusal)
         refused = jnp.where(kept, memory.refused, memory.refused + 1)
         refused = jnp.where(info.accepted, 0, refused)
@@ -247,7 +269,7 @@ class SecondOrder(Method):
         outcome = Outcome(info.rho, info.refusal, refused, first, bounds)
         rule = chosen("damping_rule", self.damping_rule, damping_rules)
         damping = rule(damping, outcome)
-        return Memory(updates, damping, refused, start, memory.learnt)
+        return Memory(updates, damping, refused, start, memory.learnt, previous)
 
 
 def _learnt(preconditioning, memory, damping, draw) -> Learnt:
@@ -265,7 +287,7 @@ def _at(setting: Any, count: Array) -> Any:
 
 def _measured(value: Array, proposal: Proposal, step: Step) -> Info:
     """What is known of a step without the loss after it."""
-    system, solution, damping, _ = proposal
+    system, solution, damping, *_ = proposal
     squared_norm = system.inner(step.change, step.change)
     step_norm = jnp.sqrt(jnp.maximum(squared_norm, 0))
     gradient_norm = jnp.sqrt(jnp.maximum(system.inner(system.b, system.b), 0))
