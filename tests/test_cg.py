@@ -150,3 +150,69 @@ def test_a_zero_right_hand_side_has_the_zero_solution():
 def test_settings_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         CG(**arguments)
+
+
+def slowed_at(values, epsilon):
+    """Martens' rule on the values of φ, after 0, 1, … steps; None: never."""
+    for i, phi in enumerate(values):
+        k = max(10, int(np.ceil(i / 10)))
+        if i > k and phi < 0 and (phi - values[i - k]) / phi < k * epsilon:
+            return i
+    return None
+
+
+def values_of(a_NN, b_N, x_N, most):
+    """φ of the textbook's iterates from x."""
+    r_N = b_N - a_NN @ x_N
+    p_N, found = r_N, []
+    for _ in range(most + 1):
+        found.append(x_N @ a_NN @ x_N / 2 - b_N @ x_N)
+        alpha = r_N @ r_N / (p_N @ a_NN @ p_N)
+        x_N = x_N + alpha * p_N
+        r_next_N = r_N - alpha * a_NN @ p_N
+        p_N, r_N = r_next_N + r_next_N @ r_next_N / (r_N @ r_N) * p_N, r_next_N
+    return found
+
+
+def slowly_solved(size, condition):
+    b_N = np.random.default_rng(0).normal(size=size)
+    eigenvalues = np.geomspace(1, condition, size)
+    return np.diag(eigenvalues), b_N, lambda v: eigenvalues * v
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("epsilon", "stops"), [(5e-4, True), (0.02, True), (1e-9, False)]
+)
+def test_stops_when_progress_has_slowed(epsilon, stops, warm):
+    a_NN, b_N, product = slowly_solved(60, 30)
+    start_N = np.full(60, 0.1 * warm)
+    start = jnp.asarray(start_N) if warm else None
+    solver = CG(max_steps=30, rtol=0, progress=epsilon)
+    solution = solver.solve(System(product, jnp.asarray(b_N), start))
+    values = values_of(a_NN, b_N, start_N, 30)
+    assert solution.steps == (slowed_at(values, epsilon) or 30)
+    assert 11 < solution.steps
+    assert stops == (solution.steps < 30)
+    stopped = Reason.PROGRESS_SLOWED if stops else Reason.STEPS_USED_UP
+    assert solution.reason == stopped
+    assert not solution.indefinite
+    x_N = np.asarray(solution.x)
+    value = x_N @ a_NN @ x_N / 2 - b_N @ x_N
+    assert value == pytest.approx(values[int(solution.steps)], rel=1e-9)
+
+
+def test_the_window_of_progress_grows_with_the_steps():
+    a_NN, b_N, product = slowly_solved(400, 1e4)
+    solver = CG(max_steps=250, rtol=0, progress=5e-4)
+    solution = solver.solve(System(product, jnp.asarray(b_N)))
+    expected = slowed_at(values_of(a_NN, b_N, np.zeros(400), 250), 5e-4)
+    assert expected > 110  # so that k > 10
+    assert abs(solution.steps - expected) <= 1  # by then rounding has a say
+    assert solution.reason == Reason.PROGRESS_SLOWED
+
+
+def test_a_residual_that_is_small_enough_comes_before_progress():
+    _, b_N, product, unravel = system(np.ones(N))
+    solution = CG(max_steps=16, progress=1e6).solve(System(product, unravel(b_N)))
+    assert solution.reason == Reason.CONVERGED

@@ -23,6 +23,7 @@ class _At(NamedTuple):
     p: PyTree  # the next direction
     rz: Array  # (), ⟨r, M⁻¹ r⟩
     rr: Array  # (), ⟨r, r⟩
+    values: Array | None  # (max_steps + 1,), φ after each step so far; None: unused
     k: Array  # () int32
     reason: Array  # () int32, a Reason; STEPS_USED_UP: none to end
 
@@ -42,12 +43,20 @@ class CG(Solver):
         rest is (Dembo & Steihaug 1983).
     (2) rtol is never less than the unit roundoff: past it the recurrence divides
         0 by 0.
+    (3) With progress ε > 0 it also stops after i steps (Martens 2010, section 4.4) when
+
+            i > k,   φᵢ < 0,   (φᵢ - φᵢ₋ₖ) / φᵢ < k ε,   k = max(10, ⌈i / 10⌉),
+
+        φ(x) = ½ ⟨x, A x⟩ - ⟨b, x⟩, which a step lowers by ½ ⟨r, M⁻¹ r⟩² / pᵀAp.
     """
 
     max_steps: Count = 10
     """Most products with A in one solve; each costs about one gradient."""
     rtol: NonNegative = 1e-3
     """Residual to stop at, relative to the right-hand side's norm."""
+    progress: NonNegative = 0.0
+    """ε, the progress a step to stop at, relative to all progress so far (Martens:
+    5e-4); 0: never for that."""
 
     by_inner_products = True
 
@@ -69,18 +78,23 @@ class CG(Solver):
             return z, inner(at.r, z)
 
         def step(at):
-            x, r, p, rz, _, k, _ = at
+            x, r, p, rz, _, values, k, _ = at
             a_p = system.product(p)
             p_a_p = inner(p, a_p)
             positive = p_a_p > 0  # False for NaN too
             alpha = jnp.where(positive, rz / jnp.where(positive, p_a_p, 1), 0)
             x = tree.add_scale(x, alpha, p)
             r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)
-            at = _At(x, r, p, rz, inner(r, r), k + 1, _reason(p_a_p))
+            rr, reason = inner(r, r), _reason(p_a_p)
+            if values is not None:
+                values = values.at[k + 1].set(values[k] - alpha * rz / 2)
+                slow = _slowed(values, k + 1, self.progress) & (rr > threshold)
+                reason = jnp.where(slow & positive, Reason.PROGRESS_SLOWED, reason)
+            at = _At(x, r, p, rz, rr, values, k + 1, reason)
             z, rz_next = preconditioned(at)
             return at._replace(p=tree.add_scale(z, rz_next / rz, p), rz=rz_next)
 
-        at = _started(system)
+        at = _started(system, self.max_steps if self.progress else None)
         z, rz = preconditioned(at)
         at = jax.lax.while_loop(unfinished, step, at._replace(p=z, rz=rz))
         x = _or_steepest(system, not_positive(at.reason) & (at.k == 1), at.x)
@@ -95,15 +109,26 @@ class CG(Solver):
         return 5 * unknowns * (2 if examples else 1) + examples**2
 
 
-def _started(system: System) -> _At:
-    """At the start, before there is a direction."""
+def _started(system: System, most: int | None) -> _At:
+    """At the start, before there is a direction; room for `most` values of φ."""
     b, start, inner = system.b, system.start, system.inner
     if start is None:
         x, r = tree.zeros_like(b), b
     else:
         x, r = start, tree.sub(b, system.product(start))
     rr = inner(r, r)
-    return _At(x, r, r, rr, rr, jnp.int32(0), jnp.int32(Reason.STEPS_USED_UP))
+    values = None
+    if most is not None:
+        values = jnp.zeros(most + 1, rr.dtype).at[0].set(-inner(x, tree.add(b, r)) / 2)
+    return _At(x, r, r, rr, rr, values, jnp.int32(0), jnp.int32(Reason.STEPS_USED_UP))
+
+
+def _slowed(values: Array, i: Array, progress: float) -> Array:
+    """Whether φ, known after steps 0 … i, fell by less than k ε of itself in k."""
+    k = jnp.maximum(10, (i + 9) // 10)
+    phi, before = values[i], values[jnp.maximum(i - k, 0)]
+    # Multiplied by φ < 0.
+    return (i > k) & (phi < 0) & (phi - before > k * progress * phi)
 
 
 def _or_steepest(system: System, steepest: Array, x: PyTree) -> PyTree:
