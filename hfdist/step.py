@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from hfdist.quadratics import Quadratic
+from hfdist.quadratics import Quadratic, Value
 from hfdist.solvers.solution import Solution
 from hfdist.solvers.system import System
 
@@ -26,6 +26,8 @@ class Step(NamedTuple):
 
     change: Any  # s, like the solution
     predicted_decrease: Array  # (), -⟨g, s⟩ - ½ ⟨s, C s⟩, without λ (Martens 2010)
+    after: Value | None = None  # f(w + s), of a rule that knows it
+    lowers: Array | None = None  # () bool, whether f is low enough there for that rule
 
 
 Rule = Callable[[Proposal], Step]

@@ -52,7 +52,7 @@ MUTATIONS = {
         "solvers/cg.py",
         "return z, inner(at.r, z)",
         "return z, at.rr",
-        "preconditioners",
+        "cg",
     ),
     "damp both factors alike": (
         "preconditioners/kronecker.py",
@@ -88,6 +88,18 @@ MUTATIONS = {
         "quadratics.py",
         "devices.reduce(local) / weight_sum",
         "local / weight_sum",
+        "step_rules",
+    ),
+    "take a step that a line search gave up": (
+        "methods/second_order.py",
+        "(refusal == Refusal.NONE) & ~step.lowers",
+        "(refusal == Refusal.NONE) & ~step.lowers & False",
+        "step_rules",
+    ),
+    "take any decrease for enough": (
+        "step_rules/line_search.py",
+        "model.value - SUFFICIENT * scale * descent",
+        "model.value",
         "step_rules",
     ),
     "forget the warm start": (

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import hfdist
 from cases import Case, relative_error
-from hfdist import CG, HessianFree, losses
+from hfdist import CG, HessianFree, Newton, losses
 from hfdist.parallel import collectives, data_parallel
 from hfdist.quadratics import quadratic
 from quick import mostly_slow
@@ -139,3 +139,88 @@ def test_in_float32_two_tiny_terms_are_still_two():
 def test_the_input_reduction_steps_aside():
     said = two_term().explain(CASE.problem, CASE.params, CASE.batch)
     assert said.endswith("as the step is made of the one before too")
+
+
+def searched(method, devices=1):
+    """One step at the case's params, and its info."""
+    optimizer = method.build(CASE.problem, hfdist.make_mesh(devices))
+    step = jax.jit(lambda s: optimizer.update(None, s, CASE.params, batch=CASE.batch))
+    update, state = step(optimizer.init(CASE.params))
+    return np.asarray(ravel_pytree(update)[0]), state.info
+
+
+def loss_at(w_N):
+    z_BC = CASE.predict(UNRAVEL(jnp.asarray(w_N)), CASE.batch)
+    return float(CASE.weights() @ np.asarray(CASE.problem.loss(z_BC, CASE.batch)))
+
+
+@each_mesh
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("rate", mostly_slow([0.1, 200.0], [200.0]))
+def test_a_line_search_is_armijos(rate, reduced, devices):
+    settings = {"damping": 0.5, "learning_rate": rate, "input_reduction": reduced}
+    method = HessianFree(step_rule="line_search", **settings)
+    step_N, info = searched(method, devices)
+    d_N, _ = searched(HessianFree(**{**settings, "learning_rate": 1.0}))
+    gradient_N, before = CASE.dense_gradient(), CASE.dense_value()
+    for j in range(60):
+        expected_N = rate * 0.8**j * d_N
+        if loss_at(W_N + expected_N) <= before + 1e-2 * gradient_N @ expected_N:
+            break
+    assert (j > 0) == (rate > 1)
+    assert relative_error(step_N, expected_N) < 1e-8
+    assert info.accepted
+    assert info.loss_after == pytest.approx(loss_at(W_N + expected_N), rel=1e-9)
+    c_s = expected_N @ CASE.dense_gauss_newton() @ expected_N
+    predicted = -gradient_N @ expected_N - c_s / 2
+    assert info.predicted_decrease == pytest.approx(predicted, rel=1e-6)
+    rho = (before - loss_at(W_N + expected_N)) / predicted
+    if not rho < 0:
+        assert info.rho == pytest.approx(rho, rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["constant", "levenberg_marquardt"])
+def test_a_search_that_finds_nothing_is_refused_with_its_reason(rule):
+    method = HessianFree(
+        step_rule="line_search", damping=0.5, learning_rate=1e20, damping_rule=rule
+    )
+    step_N, info = searched(method)
+    assert not np.any(step_N)
+    assert info.refusal == hfdist.Refusal.NOT_LOWERED
+    assert not info.accepted
+
+
+def test_a_direction_that_does_not_descend_is_refused():
+    values_N, u_NN = np.linalg.eigh(CASE.dense_hessian())
+    assert values_N[0] < -0.2
+    method = Newton(step_rule="line_search", damping=1e-3)
+    (step_N,), (info,) = taken(method, [u_NN[:, 0]])
+    assert not np.any(step_N)
+    assert info.refusal == hfdist.Refusal.NOT_LOWERED
+    assert info.predicted_decrease < 0
+
+
+def test_a_gradient_that_points_uphill_is_found_out():
+    method = HessianFree(step_rule="line_search", damping=0.5)
+    (step_N,), (info,) = taken(method, [-CASE.dense_gradient()])
+    assert not np.any(step_N)
+    assert info.refusal == hfdist.Refusal.NOT_LOWERED
+
+
+def test_a_line_search_never_takes_a_worse_loss():
+    method = HessianFree(
+        step_rule="line_search", damping=1e-3, curvature="hessian", learning_rate=3.0
+    )
+    optimizer = method.build(CASE.problem)
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(None, state, params, batch=CASE.batch)
+        return (optax.apply_updates(params, updates), state), state.info
+
+    carry = CASE.params, optimizer.init(CASE.params)
+    _, infos = jax.jit(lambda c: jax.lax.scan(body, c, length=40))(carry)
+    losses_ = np.asarray(infos.loss)
+    assert np.all(np.diff(losses_) <= 0)
+    assert losses_[-1] < 0.1 * losses_[0]
+    assert np.any(infos.indefinite)

@@ -69,7 +69,7 @@ class SecondOrder(Method):
     """A point in the grid of second-order methods.
 
     A step that is not finite is refused: the update is zero. Where λ follows ρ, so is a
-    step that raises the batch's f.
+    step that raises the batch's f; a line search refuses one that does not lower it.
     """
 
     damping: NonNegative = 4.0
@@ -84,8 +84,8 @@ class SecondOrder(Method):
     damping_bounds: tuple[Positive, Positive] = (1e-10, 1e10)
     """Least and greatest λ that the damping rule may come to."""
     step_rule: StepRule = "fixed_rate"
-    """How far to go along the solution: α times it; two_term, α times the best of it
-    and the step before."""
+    """How far to go along the solution: α times it; line_search, at most that, as far
+    as the loss falls; two_term, α times the best of it and the step before."""
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
@@ -175,8 +175,11 @@ class SecondOrder(Method):
         with jax.named_scope("step"):
             step = self._rule(proposal)
         info = _measured(model.value, proposal, step)
-        if self.adaptive:
-            info = _judged(info, model.value_at(step.change), params)
+        after = step.after
+        if self.adaptive and after is None:
+            after = model.value_at(step.change)
+        if after is not None:
+            info = _judged(info, after, params)
         memory = self._remembered(memory, info, damping, solution.x, step.change)
         zeros = tree.zeros_like(params)
         update = tree.cast_like(space.expand(step.change), params)
@@ -292,6 +295,9 @@ def _measured(value: Array, proposal: Proposal, step: Step) -> Info:
     step_norm = jnp.sqrt(jnp.maximum(squared_norm, 0))
     gradient_norm = jnp.sqrt(jnp.maximum(system.inner(system.b, system.b), 0))
     refusal = not_finite(value, gradient_norm, step_norm + solution.relative_residual)
+    if step.lowers is not None:
+        failed = (refusal == Refusal.NONE) & ~step.lowers
+        refusal = jnp.where(failed, Refusal.NOT_LOWERED, refusal)
     unknown = jnp.full_like(value, jnp.nan)
     return Info(
         loss=value,
