@@ -91,4 +91,4 @@ def learn(
 
 def due(step: Array, every: int) -> Array:
     """Whether a step is one of 1, 2, 5, 10, or a multiple of `every`."""
-    return jnp.isin(step, jnp.array(EARLY)) | (step % every == 0)
+    return jnp.isin(step, jnp.array(EARLY, step.dtype)) | (step % every == 0)

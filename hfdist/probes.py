@@ -26,7 +26,7 @@ from hfdist import losses
 from hfdist.errors import UsageError
 from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
-from hfdist.pytree import PyTree, divide, widen, widest
+from hfdist.pytree import PyTree, divide, widen, widest, working_dtype
 from hfdist.sums import outputs_at
 
 MOST_OUTPUTS = 64  # of an example whose H_z is taken apart
@@ -46,6 +46,7 @@ def probe(
     signs = _signs(devices, step, z)
     root = ROOTS.get(inspect.unwrap(problem.loss)) or partial(_dense, problem.loss)
     weights_B = batch.get("weights", jnp.ones(len(jax.tree.leaves(z)[0])))
+    weights_B = weights_B.astype(working_dtype(params))
 
     def weighted(row, leaf):
         w = weights_B.astype(row.dtype).reshape(-1, *(1,) * (row.ndim - 1))
@@ -53,7 +54,7 @@ def probe(
         return jnp.where(w == 0, 0, jnp.sqrt(w) * row).astype(leaf.dtype)
 
     (total,) = vjp(jax.tree.map(weighted, root(z, batch, signs), outputs))
-    total, weight = devices.reduce((total, jnp.sum(weights_B.astype(jnp.float32))))
+    total, weight = devices.reduce((total, jnp.sum(weights_B)))
     return divide(total, jnp.sqrt(weight))
 
 

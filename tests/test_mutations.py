@@ -48,6 +48,12 @@ MUTATIONS = {
         "curvature",
     ),
     "forget the residual update": ("solvers/cg.py", RESIDUAL, "r = r", "cg"),
+    "leave out the factor k of progress": (
+        "solvers/cg.py",
+        "k * progress * phi",
+        "progress * phi",
+        "cg",
+    ),
     "precondition the residual and not its length": (
         "solvers/cg.py",
         "return z, inner(at.r, z)",
