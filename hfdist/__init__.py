@@ -14,6 +14,7 @@ from hfdist.methods.newton import Newton
 from hfdist.methods.sgd import SGD
 from hfdist.outcome import Refusal
 from hfdist.parallel import make_mesh
+from hfdist.preconditioner import Probes
 from hfdist.problem import KernelFirst, Problem
 from hfdist.quadratics import Quadratic, quadratic
 from hfdist.solvers.cg import CG
@@ -34,6 +35,7 @@ __all__ = [
     "Momentum",
     "Newton",
     "Pairs",
+    "Probes",
     "Problem",
     "Quadratic",
     "Reason",

@@ -24,6 +24,8 @@ class Refusal(IntEnum):
     """The solver's result: the matrix is singular, or overflowed."""
     LOSS_ROSE = 4
     """The loss after the step is higher, or not finite (where λ follows ρ)."""
+    NOT_LOWERED = 5
+    """A line search found no step that lowers the loss enough."""
 
 
 def not_finite(loss: Array, gradient: Array, step: Array) -> Array:

@@ -25,7 +25,7 @@ from hfdist import curvatures
 from hfdist.choices import choices, chosen
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.problem import Batch, Problem, decay, penalised, penalty
-from hfdist.pytree import PyTree, divide, widen
+from hfdist.pytree import PyTree, divide, inner, widen
 from hfdist.sums import gradient_sums, loss_and_rounding
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Quadratic(NamedTuple):
     gradient: PyTree  # like params, in their working dtype
     product: Callable[[PyTree], PyTree]  # d -> C d, both like the gradient
     value_at: Callable[[PyTree], Value]  # d -> f(w + d) itself, by a forward pass
+    form: Callable[[PyTree], Array]  # d -> ⟨d, C d⟩, of which scalars alone are reduced
 
 
 def quadratic(
@@ -73,11 +74,18 @@ def quadratic(
     def product(v):
         return tree.add(mean_product(v), decay(problem, v))
 
+    def form(v):
+        varied = devices.vary(v)
+        local = sums.form(varied) if sums.form else inner(varied, sums.product(varied))
+        mean = devices.reduce(local) / weight_sum
+        return mean + inner(v, decay(problem, v)) if penalised(problem) else mean
+
     return Quadratic(
         value,
         gradient,
         product if penalised(problem) else mean_product,
         partial(value_at, problem, params, batch, devices),
+        form,
     )
 
 

@@ -1,9 +1,11 @@
 """What a step rule is given, and what it returns."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax import Array
 
+from hfdist.quadratics import Quadratic, Value
 from hfdist.solvers.solution import Solution
 from hfdist.solvers.system import System
 
@@ -15,6 +17,8 @@ class Proposal(NamedTuple):
     solution: Solution
     damping: Array  # (), λ
     learning_rate: Array  # (), α
+    model: Quadratic  # of f, without λ
+    previous: Any  # the step before, like the solution; None unless the rule looks back
 
 
 class Step(NamedTuple):
@@ -22,3 +26,19 @@ class Step(NamedTuple):
 
     change: Any  # s, like the solution
     predicted_decrease: Array  # (), -⟨g, s⟩ - ½ ⟨s, C s⟩, without λ (Martens 2010)
+    after: Value | None = None  # f(w + s), of a rule that knows it
+    lowers: Array | None = None  # () bool, whether f is low enough there for that rule
+
+
+Rule = Callable[[Proposal], Step]
+
+
+def looking_back(rule: Rule) -> Rule:
+    """Mark a rule as one that is given the previous step, which is then kept."""
+    rule.looks_back = True  # pyright: ignore[reportFunctionMemberAccess]
+    return rule
+
+
+def looks_back(rule: Rule) -> bool:
+    """Whether a rule is marked so."""
+    return getattr(rule, "looks_back", False)

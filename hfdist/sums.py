@@ -27,6 +27,8 @@ class Sums(NamedTuple):
     weight: Array  # (), Σ wᵢ
     gradient: PyTree  # Σ wᵢ ∇lᵢ, like params, in their working dtype
     product: Callable[[PyTree], PyTree]  # v -> Σ wᵢ Cᵢ v, both like the gradient
+    # v -> Σ wᵢ ⟨v, Cᵢ v⟩, (); None where it is no cheaper than by the product.
+    form: Callable[[PyTree], Array] | None = None
 
 
 def outputs_at(problem: Problem, params: PyTree, batch: Batch, wide: PyTree) -> Any:

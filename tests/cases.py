@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import hfdist
-from hfdist import SGD, HessianFree, Newton, losses
+from hfdist import CG, SGD, HessianFree, Newton, losses
 from hfdist.parallel import collectives
 
 LM: Any = "levenberg_marquardt"
@@ -24,6 +24,13 @@ METHODS = {
     "hf_hessian": HessianFree(damping=5.0, curvature="hessian"),
     "hf_finite_difference": HessianFree(damping=5.0, curvature="finite_difference"),
     "hf_warm_lm": HessianFree(damping=1.0, damping_rule=LM, warm_start=0.95),
+    "hf_kronecker": HessianFree(
+        damping=1.0,
+        preconditioner="kronecker",
+        step_rule="two_term",
+        learning_rate=1.0,
+        cg=CG(max_steps=1),
+    ),
     "adam": hfdist.Adam(learning_rate=0.1, weight_decay=0.01),
 }
 

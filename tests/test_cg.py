@@ -1,5 +1,7 @@
 """Conjugate gradients against numpy."""
 
+from itertools import product as pairs
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from cases import relative_error
 from hfdist import CG, Reason, System
+from quick import mostly_slow
 
 TREE = {"a": jnp.zeros((3, 4)), "b": (jnp.zeros(5), jnp.zeros(()))}
 N = 18
@@ -150,3 +153,130 @@ def test_a_zero_right_hand_side_has_the_zero_solution():
 def test_settings_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         CG(**arguments)
+
+
+def slowed_at(values, epsilon):
+    """Martens' rule on the values of φ, after 0, 1, … steps; None: never."""
+    for i, phi in enumerate(values):
+        k = max(10, int(np.ceil(i / 10)))
+        if i > k and phi < 0 and (phi - values[i - k]) / phi < k * epsilon:
+            return i
+    return None
+
+
+def values_of(a_NN, b_N, x_N, most):
+    """φ of the textbook's iterates from x."""
+    r_N = b_N - a_NN @ x_N
+    p_N, found = r_N, []
+    for _ in range(most + 1):
+        found.append(x_N @ a_NN @ x_N / 2 - b_N @ x_N)
+        alpha = r_N @ r_N / (p_N @ a_NN @ p_N)
+        x_N = x_N + alpha * p_N
+        r_next_N = r_N - alpha * a_NN @ p_N
+        p_N, r_N = r_next_N + r_next_N @ r_next_N / (r_N @ r_N) * p_N, r_next_N
+    return found
+
+
+def slowly_solved(size, condition):
+    b_N = np.random.default_rng(0).normal(size=size)
+    eigenvalues = np.geomspace(1, condition, size)
+    return np.diag(eigenvalues), b_N, lambda v: eigenvalues * v
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("epsilon", "stops"), [(5e-4, True), (0.02, True), (1e-9, False)]
+)
+def test_stops_when_progress_has_slowed(epsilon, stops, warm):
+    a_NN, b_N, product = slowly_solved(60, 30)
+    start_N = np.full(60, 0.1 * warm)
+    start = jnp.asarray(start_N) if warm else None
+    solver = CG(max_steps=30, rtol=0, progress=epsilon)
+    solution = solver.solve(System(product, jnp.asarray(b_N), start))
+    values = values_of(a_NN, b_N, start_N, 30)
+    assert solution.steps == (slowed_at(values, epsilon) or 30)
+    assert solution.steps > 11
+    assert stops == (solution.steps < 30)
+    stopped = Reason.PROGRESS_SLOWED if stops else Reason.STEPS_USED_UP
+    assert solution.reason == stopped
+    assert not solution.indefinite
+    x_N = np.asarray(solution.x)
+    value = x_N @ a_NN @ x_N / 2 - b_N @ x_N
+    assert value == pytest.approx(values[int(solution.steps)], rel=1e-9)
+
+
+def test_the_window_of_progress_grows_with_the_steps():
+    a_NN, b_N, product = slowly_solved(400, 1e4)
+    solver = CG(max_steps=250, rtol=0, progress=5e-4)
+    solution = solver.solve(System(product, jnp.asarray(b_N)))
+    expected = slowed_at(values_of(a_NN, b_N, np.zeros(400), 250), 5e-4)
+    assert expected > 110  # so that k > 10
+    assert abs(solution.steps - expected) <= 1  # by then rounding has a say
+    assert solution.reason == Reason.PROGRESS_SLOWED
+
+
+def test_a_residual_that_is_small_enough_comes_before_progress():
+    _, b_N, product, unravel = system(np.ones(N))
+    solution = CG(max_steps=16, progress=1e6).solve(System(product, unravel(b_N)))
+    assert solution.reason == Reason.CONVERGED
+
+
+def badly_scaled(size=12):
+    rng = np.random.default_rng(0)
+    scales = np.geomspace(1, 1e4, size)
+    q_NN, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    core_NN = (q_NN * np.linspace(1, 3, size)) @ q_NN.T
+    a_NN = np.sqrt(scales)[:, None] * core_NN * np.sqrt(scales)
+    return a_NN, rng.normal(size=size), scales
+
+
+def preconditioned_textbook(a_NN, b_N, scales, x_N, steps):
+    """Nocedal & Wright 2006, algorithm 5.3, with M = diag(scales)."""
+    r_N = b_N - a_NN @ x_N
+    z_N = r_N / scales
+    p_N = z_N
+    for _ in range(steps):
+        alpha = r_N @ z_N / (p_N @ a_NN @ p_N)
+        x_N = x_N + alpha * p_N
+        r_next_N = r_N - alpha * a_NN @ p_N
+        z_next_N = r_next_N / scales
+        p_N = z_next_N + (r_next_N @ z_next_N) / (r_N @ z_N) * p_N
+        r_N, z_N = r_next_N, z_next_N
+    return x_N, r_N
+
+
+@pytest.mark.parametrize(
+    ("steps", "warm"), mostly_slow(pairs([1, 2, 5], [False, True]), [(5, True)])
+)
+def test_preconditioned_iterates_are_the_textbooks(steps, warm):
+    a_NN, b_N, scales = badly_scaled()
+    start = jnp.full(len(b_N), 0.1) if warm else None
+    system = System(lambda v: jnp.asarray(a_NN) @ v, jnp.asarray(b_N), start)
+    system = system._replace(precondition=lambda r: r / scales)
+    solution = CG(max_steps=steps, rtol=0).solve(system)
+    x_N = np.full(len(b_N), 0.1 * warm)
+    x_N, r_N = preconditioned_textbook(a_NN, b_N, scales, x_N, steps)
+    assert solution.steps == steps
+    assert relative_error(solution.x, x_N) < 1e-10
+    assert relative_error(solution.residual, r_N) < 1e-10
+    norm = np.linalg.norm(r_N) / np.linalg.norm(b_N)
+    assert solution.relative_residual == pytest.approx(norm, rel=1e-9)
+
+
+def test_a_preconditioner_leads_to_the_same_solution_in_fewer_steps():
+    a_NN, b_N, scales = badly_scaled()
+    plain = System(lambda v: jnp.asarray(a_NN) @ v, jnp.asarray(b_N))
+    better = plain._replace(precondition=lambda r: r / scales)
+    solutions = [CG(max_steps=500, rtol=1e-9).solve(s) for s in (plain, better)]
+    for solution in solutions:
+        assert solution.reason == Reason.CONVERGED
+        assert relative_error(solution.x, np.linalg.solve(a_NN, b_N)) < 1e-8
+    assert solutions[1].steps < 0.7 * solutions[0].steps
+
+
+def test_negative_curvature_at_once_gives_the_preconditioned_gradient():
+    b_N, scales = jnp.ones(3), jnp.array([1.0, 2.0, 4.0])
+    system = System(lambda v: -v, b_N, precondition=lambda r: r / scales)
+    solution = CG().solve(system)
+    assert solution.reason == Reason.NEGATIVE_CURVATURE
+    assert relative_error(solution.x, b_N / scales) == 0

@@ -42,6 +42,9 @@ N, FLOAT, INT = 39, 8, 8  # parameters of the case; bytes of its numbers
 IN_LOOP = True
 GRADIENT = ("all-reduce", (N + 2) * FLOAT, not IN_LOOP)  # with Σ w l and Σ w
 LOSS = ("all-reduce", 3 * FLOAT, not IN_LOOP)  # with the squares of its rounding
+# So does ⟨v, C v⟩.
+GRADIENT_AND_FORM = ("all-reduce", (N + 3) * FLOAT, not IN_LOOP)
+PROBE = ("all-reduce", (N + 1) * FLOAT, not IN_LOOP)  # with Σ w
 PRODUCT = ("all-reduce", N * FLOAT, IN_LOOP)
 # XLA lets the product at CG's start ride along with the gradient.
 GRADIENT_AND_PRODUCT = ("all-reduce", (2 * N + 2) * FLOAT, not IN_LOOP)
@@ -53,6 +56,7 @@ COLLECTIVES = {
     "hf_hessian": [GRADIENT, PRODUCT],
     "hf_finite_difference": [GRADIENT, PRODUCT],
     "hf_warm_lm": [GRADIENT_AND_PRODUCT, PRODUCT, LOSS],
+    "hf_kronecker": [GRADIENT_AND_FORM, PROBE, PRODUCT],
     "newton": [MATRIX],
     "newton_gauss_newton_lm": [MATRIX, LOSS],
     "adam": [GRADIENT],

@@ -24,6 +24,7 @@ from hfdist.runs.saver import Saver
 from together import children_of, run_together, small_disk, train_losses, wait_for
 
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
+KFAC = "--method.preconditioner kronecker --method.step-rule two_term"
 LM = "--method.damping-rule levenberg_marquardt --method.warm-start 0.9"
 COMMANDS = {1: ["-m", "hfdist"], 2: ["launch/local.py", "--processes", "2", "--"]}
 
@@ -128,6 +129,20 @@ def kill_and_continue(tmp_path, arguments, processes, kills, seed):
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_equals_one_that_was_not(settings, tmp_path):
     kill_and_continue(tmp_path, [HF, *settings, *LM.split()], 1, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_a_step_has_learnt_for_the_next_is_kept(settings, tmp_path, processes):
+    arguments = [HF, *settings, *KFAC.split(), "--method.probes.every", "3"]
+    run_dir = ["--run-dir", tmp_path / "run"]
+    code, output = finish([*arguments, "--max-steps", "7", *run_dir], processes)
+    assert code == 0, output
+    code, output = finish([*arguments, *run_dir], processes)
+    assert code == 0, output
+    lines, *rest = story(tmp_path / "run")
+    assert lines.pop(7)["split"] == "test"  # where the first part ended
+    assert (lines, *rest) == make_whole(tmp_path, arguments, processes)
 
 
 @pytest.mark.slow

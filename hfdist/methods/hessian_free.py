@@ -1,11 +1,20 @@
 """Hessian-free Newton and Gauss-Newton: products and conjugate gradients."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
+from hfdist import preconditioners
 from hfdist.checks import NonNegative, known
+from hfdist.choices import choices, chosen
 from hfdist.errors import UsageError
 from hfdist.methods.second_order import SecondOrder
+from hfdist.preconditioner import Preconditioning, Probes
 from hfdist.solvers.cg import CG
+
+if TYPE_CHECKING:
+    PreconditionerName = str
+else:
+    PreconditionerName = Literal[("none", *choices(preconditioners))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +28,10 @@ class HessianFree(SecondOrder):
     warm_start: NonNegative = 0.0
     """Start CG from this multiple of the last solution, for one more product a step
     (Martens: 0.95); 0: start from 0."""
+    preconditioner: PreconditionerName = "none"
+    """What CG is preconditioned by: nothing, or G's diagonal or Kronecker factors."""
+    probes: Probes = field(default_factory=Probes)
+    """How a preconditioner learns these, from random products."""
     cg: CG = field(default_factory=CG)
 
     def __post_init__(self):
@@ -39,6 +52,13 @@ class HessianFree(SecondOrder):
     @property
     def start_decay(self):
         return self.warm_start
+
+    @property
+    def preconditioning(self):
+        if self.preconditioner == "none":
+            return None
+        make = chosen("preconditioner", self.preconditioner, preconditioners)
+        return Preconditioning(make(self.probes), self.probes)
 
     @property
     def solver(self):

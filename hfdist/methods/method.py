@@ -7,7 +7,7 @@ write one file beside this one; a config imports its class.
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -188,6 +188,7 @@ def one_a_row(loss, replicated):
     Over devices anything else would count some examples more often than others.
     """
 
+    @wraps(loss)
     def checked(outputs, batch):
         losses_B, examples = loss(outputs, batch), examples_in(batch, replicated)
         if losses_B.shape[:1] != (examples,):

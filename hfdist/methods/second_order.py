@@ -35,11 +35,13 @@ from hfdist.outcome import (
     reduction_ratio,
 )
 from hfdist.parallel import ONE_DEVICE
+from hfdist.preconditioner import Learnt, Preconditioning, learn
+from hfdist.probes import probe
 from hfdist.pytree import PyTree, parameter_count, roundoff, widen
 from hfdist.quadratics import Curvature, Value, quadratic, value_and_gradient, value_at
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
-from hfdist.step import Proposal, Step
+from hfdist.step import Proposal, Rule, Step, looks_back
 
 if TYPE_CHECKING:
     DampingRule = StepRule = str
@@ -58,6 +60,8 @@ class Memory(NamedTuple):
     damping: Array  # (), what the damping rule says of the next λ
     refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
+    learnt: Learnt | None  # what the preconditioner knows; None: there is none
+    previous: Any  # the step before, for a step rule that looks back; or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class SecondOrder(Method):
     """A point in the grid of second-order methods.
 
     A step that is not finite is refused: the update is zero. Where λ follows ρ, so is a
-    step that raises the batch's f.
+    step that raises the batch's f; a line search refuses one that does not lower it.
     """
 
     damping: NonNegative = 4.0
@@ -80,7 +84,8 @@ class SecondOrder(Method):
     damping_bounds: tuple[Positive, Positive] = (1e-10, 1e10)
     """Least and greatest λ that the damping rule may come to."""
     step_rule: StepRule = "fixed_rate"
-    """How far to go along the solution: α times it."""
+    """How far to go along the solution: α times it; line_search, at most that, as far
+    as the loss falls; two_term, α times the best of it and the step before."""
     input_reduction: bool = True
     """Solve in the span of the batch's inputs where that gives the same step."""
 
@@ -113,6 +118,11 @@ class SecondOrder(Method):
         return 0.0
 
     @property
+    def preconditioning(self) -> Preconditioning | None:
+        """What makes the solver's steps fewer; None: nothing."""
+        return None
+
+    @property
     def adaptive(self) -> bool:
         """Whether λ follows the loss after the step."""
         return self.damping_rule != "constant"
@@ -121,8 +131,18 @@ class SecondOrder(Method):
         info = initial_info(params, _at(self.damping, jnp.int32(0)))
         # A copy: no buffer may stand twice in a state that a caller donates.
         damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
-        start = tree.zeros_like(widen(params)) if self.start_decay else None
-        return State(Memory(jnp.int32(0), damping, jnp.int32(0), start), info)
+        learnt, wide = None, widen(params)
+        if preconditioning := self.preconditioning:
+            learnt = Learnt(jnp.int32(0), preconditioning.rule.init(params))
+        memory = Memory(
+            updates=jnp.int32(0),
+            damping=damping,
+            refused=jnp.int32(0),
+            start=tree.zeros_like(wide) if self.start_decay else None,
+            learnt=learnt,
+            previous=tree.zeros_like(wide) if looks_back(self._rule) else None,
+        )
+        return State(memory, info)
 
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
@@ -140,15 +160,27 @@ class SecondOrder(Method):
 
         b = tree.scale(-1, model.gradient)
         system = System(damped_product, b, memory.start, space.inner)
+        if preconditioning := self.preconditioning:
+            examples = batch if curvature_batch is None else curvature_batch
+            draw = partial(probe, problem, params, examples, devices)
+            learnt = _learnt(preconditioning, memory, damping, draw)
+            memory = memory._replace(learnt=learnt)
+            precondition = partial(preconditioning.rule.apply, learnt.state, damping)
+            system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
-        rule = chosen("step_rule", self.step_rule, step_rules)
-        proposal = Proposal(system, solution, damping, learning_rate)
-        step = rule(proposal)
+        proposal = Proposal(
+            system, solution, damping, learning_rate, model, memory.previous
+        )
+        with jax.named_scope("step"):
+            step = self._rule(proposal)
         info = _measured(model.value, proposal, step)
-        if self.adaptive:
-            info = _judged(info, model.value_at(step.change), params)
-        memory = self._remembered(memory, info, damping, solution.x)
+        after = step.after
+        if self.adaptive and after is None:
+            after = model.value_at(step.change)
+        if after is not None:
+            info = _judged(info, after, params)
+        memory = self._remembered(memory, info, damping, solution.x, step.change)
         zeros = tree.zeros_like(params)
         update = tree.cast_like(space.expand(step.change), params)
         update = tree.where(info.accepted, update, zeros)
@@ -162,6 +194,10 @@ class SecondOrder(Method):
         kernel = jax.tree.leaves(params)[shorter.kernel]
         unknowns = n - kernel.size + len(batch["inputs"]) * kernel.shape[1]
         return f"solves in the span of the inputs: {unknowns:,} unknowns, not {n:,}"
+
+    @property
+    def _rule(self) -> Rule:
+        return chosen("step_rule", self.step_rule, step_rules)
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
@@ -207,17 +243,26 @@ class SecondOrder(Method):
             return "input_reduction is off"
         if self.start_decay:
             return "the solver starts warm"
+        if self.preconditioning:
+            return "the solver is preconditioned"
+        if looks_back(self._rule):
+            return "the step is made of the one before too"
         if not alone or "inputs" in devices.replicated:
             return "the gradient is of other examples than the products"
         params = devices.vary(params)
         return shorten(problem, params, batch, devices.size, self.solver.held)
 
-    def _remembered(self, memory: Memory, info: Info, damping: Array, x: Any) -> Memory:
+    def _remembered(self, memory: Memory, info: Info, damping, x, change) -> Memory:
         """What the next step needs."""
-        start = memory.start
+
+        def if_accepted(vector):
+            return tree.where(info.accepted, vector, tree.zeros_like(vector))
+
+        start, previous = memory.start, memory.previous
         if start is not None:
-            start = tree.scale(self.start_decay, x)
-            start = tree.where(info.accepted, start, tree.zeros_like(start))
+            start = if_accepted(tree.scale(self.start_decay, x))
+        if previous is not None:
+            previous = if_accepted(change)
         kept = before_the_step(info.refusal)
         refused = jnp.where(kept, memory.refused, memory.refused + 1)
         refused = jnp.where(info.accepted, 0, refused)
@@ -227,7 +272,15 @@ class SecondOrder(Method):
         outcome = Outcome(info.rho, info.refusal, refused, first, bounds)
         rule = chosen("damping_rule", self.damping_rule, damping_rules)
         damping = rule(damping, outcome).astype(damping.dtype)  # ρ may be wider
-        return Memory(updates, damping, refused, start)
+        return Memory(updates, damping, refused, start, memory.learnt, previous)
+
+
+def _learnt(preconditioning, memory, damping, draw) -> Learnt:
+    """What is known with this step's probe."""
+    rule, settings = preconditioning
+    with jax.named_scope("probe"):
+        step = memory.updates + 1
+        return learn(rule, settings, memory.learnt, step, damping, draw)
 
 
 def _at(setting: Any, count: Array) -> Any:
@@ -237,11 +290,14 @@ def _at(setting: Any, count: Array) -> Any:
 
 def _measured(value: Array, proposal: Proposal, step: Step) -> Info:
     """What is known of a step without the loss after it."""
-    system, solution, damping, _ = proposal
+    system, solution, damping, *_ = proposal
     squared_norm = system.inner(step.change, step.change)
     step_norm = jnp.sqrt(jnp.maximum(squared_norm, 0))
     gradient_norm = jnp.sqrt(jnp.maximum(system.inner(system.b, system.b), 0))
     refusal = not_finite(value, gradient_norm, step_norm + solution.relative_residual)
+    if step.lowers is not None:
+        failed = (refusal == Refusal.NONE) & ~step.lowers
+        refusal = jnp.where(failed, Refusal.NOT_LOWERED, refusal)
     unknown = jnp.full_like(value, jnp.nan)
     return Info(
         loss=value,

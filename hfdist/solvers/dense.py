@@ -42,10 +42,10 @@ class Dense(Solver):
     def solve(self, system):
         """x with A x = b, A materialised from its products by a `lax.map`.
 
-        A has to be symmetric: the start and the inner product are left aside. Raises
-        UsageError, before anything is compiled, where A cannot fit.
+        A has to be symmetric: the start, the inner product and the preconditioner are
+        left aside. Raises UsageError, before anything is compiled, where A cannot fit.
         """
-        product, b, _, _ = system
+        product, b = system.product, system.b
         self.check_memory(b)
         b_N, unravel = ravel_pytree(b)
         a_NN = materialise(product, b, self.block)

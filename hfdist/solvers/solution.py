@@ -21,6 +21,8 @@ class Reason(IntEnum):
     """A has no inverse, or vᵀAv is no number."""
     NOT_FINITE = 4
     """b or the residual is not finite, which says nothing of A."""
+    PROGRESS_SLOWED = 5
+    """½ ⟨x, A x⟩ - ⟨b, x⟩ fell by too little over the last steps (`CG.progress`)."""
 
 
 class Solution(NamedTuple):

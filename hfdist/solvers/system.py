@@ -16,3 +16,5 @@ class System(NamedTuple):
     start: PyTree | None = None  # where to start from, like b; None: from 0
     # ⟨u, v⟩, in which A is self-adjoint and all lengths are measured.
     inner: Callable[[PyTree, PyTree], Array] = inner
+    # v -> M⁻¹ v for a definite M ≈ A, for solvers that take one; None: M = I.
+    precondition: Callable[[PyTree], PyTree] | None = None

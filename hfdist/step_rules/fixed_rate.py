@@ -10,7 +10,7 @@ def fixed_rate(proposal: Proposal) -> Step:
 
     With C d = b - r - λ d, b = -g, no further product is needed for ⟨s, C s⟩.
     """
-    system, solution, damping, learning_rate = proposal
+    system, solution, damping, learning_rate, *_ = proposal
     step = tree.scale(learning_rate, solution.x)
     along_b = system.inner(step, system.b)
     c_s = learning_rate * (along_b - system.inner(step, solution.residual))

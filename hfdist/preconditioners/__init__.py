@@ -1,0 +1,1 @@
+"""Preconditioners learnt from probes, one a file: Probes -> Preconditioner."""
