@@ -280,7 +280,7 @@ def test_the_product_left_out_is_made_as_the_model_makes_it():
     assert first["preferred_element_type"] == jnp.float64
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", mostly_slow([1, 4], [4]))
 @pytest.mark.parametrize("name", ["newton", "hf"])
 def test_a_kernel_that_is_named_need_not_be_found(name, devices):
     """Its product is inside a jit of the model's own."""
