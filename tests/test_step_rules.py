@@ -179,6 +179,20 @@ def test_a_line_search_is_armijos(rate, reduced, devices):
         assert info.rho == pytest.approx(rho, rel=1e-5)
 
 
+def test_a_decrease_that_is_less_than_sufficient_is_passed_by():
+    d_N, _ = searched(HessianFree(damping=0.5, learning_rate=1.0))
+    before, low, high = CASE.dense_value(), 1.0, 200.0
+    for _ in range(50):  # to where the loss is again what it was
+        middle = (low + high) / 2
+        falls = loss_at(W_N + middle * d_N) < before
+        low, high = (middle, high) if falls else (low, middle)
+    rate = 0.998 * low
+    assert loss_at(W_N + rate * d_N) < before
+    settings = {"damping": 0.5, "learning_rate": rate}
+    step_N, _ = searched(HessianFree(step_rule="line_search", **settings))
+    assert relative_error(step_N, 0.8 * rate * d_N) < 1e-8
+
+
 @pytest.mark.parametrize("rule", ["constant", "levenberg_marquardt"])
 def test_a_search_that_finds_nothing_is_refused_with_its_reason(rule):
     method = HessianFree(

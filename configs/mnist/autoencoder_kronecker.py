@@ -1,0 +1,29 @@
+"""The deep autoencoder again, by one CG step a step with a Kronecker preconditioner.
+
+    hfdist train configs/mnist/autoencoder_kronecker.py
+
+Two CPU cores that other work kept busy too: 160 s; squared error of the test images
+7.2, 5.0 and 4.3 after each of the 3 epochs. In the same hour autoencoder.py came to 24
+of the training images in 71 s, this one to 6.1.
+"""
+
+from hfdist import CG, HessianFree, Probes
+from hfdist.models.autoencoder import Autoencoder
+from hfdist.runs.config import Config
+from hfdist.tasks.reconstruction import Reconstruction
+
+config = Config(
+    method=HessianFree(
+        damping=1e-3,
+        preconditioner="kronecker",
+        probes=Probes(every=4),
+        step_rule="two_term",
+        learning_rate=1.0,
+        cg=CG(max_steps=1),
+    ),
+    model=Autoencoder(),
+    data=Reconstruction(),
+    batch_size=500,
+    epochs=3,
+    steps_per_dispatch=10,
+)
