@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 import hfdist
 from cases import LM, Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
+from hfdist.runs.config import Config
 from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
@@ -111,7 +112,7 @@ def test_the_reduction_steps_aside():
 
 
 def test_the_trainers_l2_is_the_problems():
-    config = hfdist.runs.config.Config(method=SGD(), l2=0.25)
+    config = Config(method=SGD(), l2=0.25)
     assert config.build_problem()[0].l2 == 0.25
 
 
