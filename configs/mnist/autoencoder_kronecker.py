@@ -2,9 +2,9 @@
 
     hfdist train configs/mnist/autoencoder_kronecker.py
 
-Two CPU cores that other work kept busy too: 160 s; squared error of the test images
-7.2, 5.0 and 4.3 after each of the 3 epochs. In the same hour autoencoder.py came to 24
-of the training images in 71 s, this one to 6.1.
+Two cores of an AMD EPYC, seed 0: squared error of the test images 7.2, 5.0 and 4.3 after
+each of the 3 epochs, 16, 31 and 46 s of training; continued, 4.0 after 61 s and 3.5
+after 91 s. Adam (1e-3, batch 256) from the same params, just after: 5.7 after 54 s.
 """
 
 from hfdist import CG, HessianFree, Probes

@@ -2,8 +2,9 @@
 
     hfdist train configs/mnist/wide_kronecker.py
 
-Two CPU cores, seed 0: 4.4 s; training loss of the last epoch 0.0082, test accuracy
-0.9805. wide.py: 2.6 s, 0.0419 and 0.9775.
+Two cores of an AMD EPYC, seeds 0 to 2: 4.3 to 5.2 s of training; training loss of the
+last epoch 0.0081 to 0.0085, test accuracy 0.980 to 0.982. wide.py: 2.6 to 3.3 s, 0.042
+to 0.045 and 0.975 to 0.978.
 """
 
 from hfdist import CG, HessianFree, Probes
