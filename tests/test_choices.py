@@ -129,7 +129,7 @@ def test_a_choice_is_one_new_file(tmp_path):
     for listed in (
         "{constant,halved,levenberg_marquardt,nielsen}",
         "{finite_difference,gauss_newton,hessian,twice_gauss_newton}",
-        "{fixed_rate,quarter}",
+        "{fixed_rate,line_search,quarter,two_term}",
     ):
         assert listed in printed, done.stdout
 
