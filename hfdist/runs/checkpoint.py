@@ -47,7 +47,7 @@ def _say_unless_late(unraisable: Any, say: Callable = sys.unraisablehook) -> Non
 sys.unraisablehook = _say_unless_late
 
 # Raise it with every change to what a checkpoint holds.
-FORMAT = 3
+FORMAT = 4
 # What reading a file meets that is there and not as it was: damage. Any other error of
 # the operating system is of the disk or the network, and may pass.
 DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
