@@ -70,13 +70,9 @@ def prepared(task: Task, batch: Batch, dtype: str) -> Batch:
     Raises UsageError for one that lost its weights, by which padding counts for
     nothing, or some of its rows.
     """
-    made: Any = task.prepare(batch, dtype)
     name = f"{type(task).__name__}.prepare"
-    if not isinstance(made, Mapping):
-        raise UsageError(
-            f"{name} returned a {type(made).__name__}: return a dict with entries by "
-            f"name, {{**batch, ...}}"
-        )
+    words = "a dict with entries by name, {**batch, ...}"
+    made = _mapping(name, task.prepare(batch, dtype), words)
     given = np.shape(made["weights"]) if "weights" in made else ()
     wanted = np.shape(batch["weights"])
     if given != wanted:
@@ -90,13 +86,9 @@ def prepared(task: Task, batch: Batch, dtype: str) -> Batch:
 
 def figures_of(task: Task, outputs: Any, batch: Batch) -> dict[str, Array]:
     """The task's figures of a batch. Raises UsageError for one that is not (B,)."""
-    figures: Any = task.figures(outputs, batch)
     name = f"{type(task).__name__}.figures"
-    if not isinstance(figures, Mapping):
-        raise UsageError(
-            f"{name} returned a {type(figures).__name__}: return a dict of figures by "
-            f"name, (B,) each"
-        )
+    words = "a dict of figures by name, (B,) each"
+    figures = _mapping(name, task.figures(outputs, batch), words)
     wanted = np.shape(batch["weights"])
     for key, figure in figures.items():
         shape = getattr(figure, "shape", None)
@@ -112,14 +104,16 @@ def figures_of(task: Task, outputs: Any, batch: Batch) -> dict[str, Array]:
 
 def reported(task: Task, means: dict[str, float]) -> dict[str, float]:
     """The task's report. Raises UsageError for what is no number, NaN excepted."""
-    report: Any = task.report(means)
     name = f"{type(task).__name__}.report"
-    if not isinstance(report, Mapping):
-        raise UsageError(
-            f"{name} returned a {type(report).__name__}: return a dict of numbers by "
-            f"name"
-        )
+    report = _mapping(name, task.report(means), "a dict of numbers by name")
     return {key: _number(f"{name}'s {key!r}", value) for key, value in report.items()}
+
+
+def _mapping(name: str, made: Any, wanted: str) -> Mapping[str, Any]:
+    """What a function returned. Raises UsageError for what is no mapping."""
+    if not isinstance(made, Mapping):
+        raise UsageError(f"{name} returned a {type(made).__name__}: return {wanted}")
+    return made
 
 
 def _number(name: str, value: Any) -> float:
