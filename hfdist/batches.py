@@ -6,6 +6,7 @@ entries that are named as replicated (class weights, a random key), whole on eac
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -74,3 +75,18 @@ def check_shares(batch: Any, devices: int, replicated: Collection[str]) -> None:
             f"the batch has {examples} examples, which {devices} devices cannot share "
             f"evenly: pad it with examples of weight 0"
         )
+
+
+def spread(batch: Any, share: Fraction) -> Any:
+    """The rows of a share p/q of a batch: the first p of every q.
+
+    On each device they are rows that it has, where q divides its number of them. Then
+    they are the same examples on any number of devices.
+    """
+    p, q = share.as_integer_ratio()
+
+    def rows(leaf):
+        groups, *shape = len(leaf) // q, *leaf.shape[1:]
+        return leaf.reshape(groups, q, *shape)[:, :p].reshape(groups * p, *shape)
+
+    return jax.tree.map(rows, batch)

@@ -29,7 +29,7 @@ ROWS = [
     ["runs.config", "runs.metrics", "runs.checkpoint", "runs.run_lock"],
     ["runs.run_directory", "runs.saver", "runs.sinks"],
     ["runs.resume"],
-    ["runs.evaluate"],
+    ["runs.evaluate", "runs.plan"],
     ["runs.recorder"],
     ["runs.train"],
     ["__main__"],

@@ -205,9 +205,9 @@ MUTATIONS = {
         "settings",
     ),
     "drop the last, partial batch": (
-        "tasks/pipeline.py",
-        "-(-len(self.examples) // self.batch_size)",
-        "len(self.examples) // self.batch_size",
+        "tasks/passes.py",
+        "return -(-self.examples // self.start.size)",
+        "return self.examples // self.start.size",
         "pipeline",
     ),
 }

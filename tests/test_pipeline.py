@@ -1,5 +1,7 @@
 """The order of the batches, and where their examples may be."""
 
+from functools import partial
+
 import grain
 import numpy as np
 import pytest
@@ -52,9 +54,13 @@ def test_the_order_depends_on_the_seed_alone_not_on_the_chunks():
 @pytest.mark.parametrize("processes", [2, 5])
 def test_processes_read_their_shares_of_the_same_batches(processes):
     whole = GlobalBatches(numbered(103), batch_size=10, seed=7).chunk(3, 8)
-    each = 10 // processes
+
+    def rows(process, size):
+        each = size // processes
+        return slice(process * each, (process + 1) * each)
+
     shares = [
-        GlobalBatches(numbered(103), 10, 7, slice(p * each, (p + 1) * each)).chunk(3, 8)
+        GlobalBatches(numbered(103), 10, 7, partial(rows, p)).chunk(3, 8)
         for p in range(processes)
     ]
     for name, array in whole.items():
@@ -105,11 +111,11 @@ def test_a_grain_data_set_gives_the_batches_of_the_same_arrays(tmp_path):
 
 def test_a_chunk_is_as_long_as_memory_allows():
     source = GlobalBatches(Arrays({"inputs": np.zeros((64, 1000))}), 16, seed=0)
-    assert source.most(67) == 67
+    assert source.most(67, 16) == 67
     large = Arrays({"inputs": np.broadcast_to(0.0, (64, 200_000))})
-    most = GlobalBatches(large, 16, seed=0).most(67)
+    most = GlobalBatches(large, 16, seed=0).most(67, 16)
     assert most == MOST_BYTES // (16 * 200_000 * 8)
-    assert GlobalBatches(large, 64, seed=0).most(67) == 1
+    assert GlobalBatches(large, 64, seed=0).most(67, 64) == 1
 
 
 def test_what_is_no_source_of_examples_is_refused():

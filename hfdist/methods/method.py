@@ -83,9 +83,15 @@ class Method(Settings, abc.ABC):
         batch's own.
         """
 
-    def explain(self, problem: Problem, params: PyTree, batch: Batch) -> str:
+    def explain(
+        self,
+        problem: Problem,
+        params: PyTree,
+        batch: Batch,
+        curvature_batch: Batch | None = None,
+    ) -> str:
         """What the method makes of a problem by itself, in words; "": nothing."""
-        del problem, params, batch
+        del problem, params, batch, curvature_batch
         return ""
 
     def build(
@@ -146,16 +152,20 @@ class Method(Settings, abc.ABC):
 
 def make_step(
     optimizer: optax.GradientTransformationExtraArgs,
-) -> Callable[[Any, Batch], Any]:
+) -> Callable[..., Any]:
     """An update with an optimiser of `build`, to be scanned over batches.
 
     (params, state), batch -> (params, state), info
+
+    A third argument, or None, is the curvature batch.
     """
     update: Callable[..., Any] = optimizer.update
 
-    def step(carry, batch):
+    def step(carry, batch, curvature_batch=None):
         params, state = carry
-        updates, state = update(None, state, params, batch=batch)
+        updates, state = update(
+            None, state, params, batch=batch, curvature_batch=curvature_batch
+        )
         return (optax.apply_updates(params, updates), state), state.info
 
     return step

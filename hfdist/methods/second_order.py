@@ -186,9 +186,9 @@ class SecondOrder(Method):
         update = tree.where(info.accepted, update, zeros)
         return update, State(memory, tree.cast_like(info, state.info))
 
-    def explain(self, problem, params, batch):
-        n = parameter_count(params)
-        shorter = self._shorter(problem, params, batch, ONE_DEVICE)
+    def explain(self, problem, params, batch, curvature_batch=None):
+        n, alone = parameter_count(params), curvature_batch is None
+        shorter = self._shorter(problem, params, batch, ONE_DEVICE, alone)
         if isinstance(shorter, str):
             return f"solves for all {n:,} params, as {shorter}"
         kernel = jax.tree.leaves(params)[shorter.kernel]

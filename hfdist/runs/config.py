@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -24,9 +25,19 @@ import jax.numpy as jnp
 import tyro
 from jax.errors import JAXTypeError
 
-from hfdist.checks import Count, NonNegative, Settings, Whole, class_name, shown
+from hfdist.checks import (
+    Count,
+    NonNegative,
+    Positive,
+    Settings,
+    Whole,
+    class_name,
+    refusal,
+    shown,
+)
 from hfdist.errors import UsageError, told
 from hfdist.memory import check_device_memory
+from hfdist.methods.first_order import FirstOrder
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
@@ -62,6 +73,12 @@ class Config(Settings):
     """Passes over the training examples."""
     batch_size: Count = 64
     """Global batch: examples in one update, over all devices of all processes."""
+    batch_growth: tuple[tuple[Count, Count], ...] = ()
+    """Pairs of updates and batch size, both rising: after so many updates of the run
+    batches have that size. 938 128 1407 256 doubles it twice."""
+    curvature_fraction: Positive = 1.0
+    """Share of each batch's examples that the curvature products are over, evenly
+    spread; the loss and the gradient are over all."""
     dtype: Dtype = "float32"
     """Number format of the params and of all arithmetic."""
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
@@ -105,7 +122,27 @@ class Config(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_batches()
         to_json(self)  # or config.json cannot hold it
+
+    def _check_batches(self) -> None:
+        """Raise UsageError for batches that do not grow, or a fraction that is none."""
+        pairs = [(0, self.batch_size), *self.batch_growth]
+        for before, after in pairwise(pairs):
+            if not (before[0] < after[0] and before[1] < after[1]):
+                raise UsageError(
+                    f"batch_growth is {self.batch_growth}, after batch_size "
+                    f"{self.batch_size}: let updates and sizes rise from pair to pair"
+                )
+        if self.curvature_fraction == 1:
+            return
+        if self.curvature_fraction > 1:
+            raise refusal("curvature_fraction", self.curvature_fraction, "at most 1")
+        if isinstance(self.method, FirstOrder):
+            raise UsageError(
+                f"curvature_fraction is {self.curvature_fraction:g}, but "
+                f"{type(self.method).__name__} has no curvature: leave it at 1"
+            )
 
     def build_problem(self) -> tuple[Problem, PyTree]:
         """The problem and the initial params.

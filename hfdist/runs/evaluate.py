@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +48,10 @@ def evaluator(
     devices = 1 if mesh is None else mesh.size
     batch_size = min(config.evaluation_batch_size, len(examples))
     batch_size += -batch_size % devices  # the devices share it evenly
-    rows = local_rows(batch_size, mesh)
+    rows = partial(local_rows, mesh=mesh)
     source = GlobalBatches(examples, batch_size, None, rows)
     whole = source.per_epoch
-    spans = Spans(0, whole, whole, source.most(whole))
+    spans = Spans(0, whole, whole, source.most(whole, batch_size))
 
     @jax.jit
     def totals(params: PyTree, chunk: Chunk):

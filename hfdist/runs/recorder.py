@@ -16,6 +16,7 @@ from hfdist.runs.metrics import Line
 from hfdist.runs.progress import Display, digits, words
 from hfdist.runs.resume import Position
 from hfdist.runs.sinks import open_sinks
+from hfdist.tasks.passes import Passes
 
 
 @dataclass
@@ -37,14 +38,12 @@ class Result:
 class Recorder:
     """Writes a run's lines and keeps its clock, which counts training alone."""
 
-    def __init__(
-        self, config: Config, start: Position, last: int, steps_per_epoch: int
-    ):
+    def __init__(self, config: Config, start: Position, last: int, passes: Passes):
         assert config.run_dir is not None
         self.result, self.last = Result(config.run_dir), last
         self._max_rejected = config.max_rejected
-        self._steps_per_epoch = steps_per_epoch
-        self._between_evaluations = steps_per_epoch * config.evaluation_epochs
+        self._passes, self._grows = passes, bool(config.batch_growth)
+        self._evaluation_epochs = config.evaluation_epochs
         self._rejected_in_a_row = self._finite = 0
         self._loss_sum = self._started = 0.0
         self._pending: tuple[int, Info] | None = None  # dispatched, not yet recorded
@@ -80,7 +79,9 @@ class Recorder:
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the run, or an epoch after which it is evaluated, ends here."""
-        return step == self.last or step % self._between_evaluations == 0
+        epochs, position, _ = self._passes.place(step)
+        due = position == 0 and epochs % self._evaluation_epochs == 0
+        return due or step == self.last
 
     def evaluation(self, test: Evaluation) -> None:
         """Record an evaluation after the last step recorded."""
@@ -117,6 +118,9 @@ class Recorder:
             | {name: column[i] for name, column in columns.items()}
             for i, loss in enumerate(losses)
         ]
+        if self._grows:
+            for line in lines:
+                line["batch_size"] = self._passes.place(line["step"] - 1).size
         lines[0] |= self._note
         self._note = {}
         self._count(lines)
@@ -129,13 +133,13 @@ class Recorder:
             sink.append(lines)
 
     def _line(self, split: str, step: int, loss: float, seconds: float) -> Line:
-        epoch = (step - 1) // self._steps_per_epoch + 1
+        epoch = self._passes.place(step - 1).epoch + 1
         return dict(split=split, step=step, epoch=epoch, loss=loss, seconds=seconds)
 
     def _count(self, lines: list[Line]) -> None:
         result = self.result
         for line in lines:
-            if (line["step"] - 1) % self._steps_per_epoch == 0:
+            if self._passes.place(line["step"] - 1).position == 0:
                 self._loss_sum, self._finite = 0.0, 0
             if math.isfinite(line["loss"]):
                 self._loss_sum += line["loss"]

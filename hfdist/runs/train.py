@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
 
+from hfdist.batches import spread
 from hfdist.cluster.processes import (
     any_says,
     from_first,
@@ -37,17 +36,22 @@ from hfdist.runs.checkpoint import Checkpoints, steps
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluator
 from hfdist.runs.interrupt import interruptible
+from hfdist.runs.plan import (
+    check_alike,
+    check_sizes,
+    curvature_share,
+    last_step,
+    scans,
+)
 from hfdist.runs.recorder import Recorder, Result
 from hfdist.runs.resume import restore_newest, restore_params
 from hfdist.runs.run_directory import agree, note_saved, open_run
 from hfdist.runs.saver import Saver
-from hfdist.runs.spans import Spans
-from hfdist.tasks.examples import Examples, readable
+from hfdist.tasks.examples import readable
 from hfdist.tasks.pipeline import GlobalBatches, chunks
 from hfdist.tasks.returned import prepared
 
 Carry = tuple[PyTree, State]
-MOST_STEPS = 2**31 - 1  # a method's own count of its updates is an int32
 WAY_OUT = 20.0  # seconds in which a run that failed has to leave
 
 
@@ -78,20 +82,22 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     train_set, test_set = (
         readable(config.data.examples(split)) for split in ("train", "test")
     )
-    _check_sizes(config, train_set, test_set, mesh)
-    rows = local_rows(config.batch_size, mesh)
-    source = GlobalBatches(train_set, config.batch_size, config.seed, rows)
-    last = last_step(config, source.per_epoch)
+    check_alike(train_set, test_set)
+    check_sizes(config, len(train_set), 1 if mesh is None else mesh.size)
+    rows = partial(local_rows, mesh=mesh)
+    source = GlobalBatches(
+        train_set, config.batch_size, config.seed, rows, config.batch_growth
+    )
+    last = last_step(config, source.passes)
     problem, params = config.build_problem()
     optimizer = config.method.build(problem, mesh)
     first = _first_params(config, params)
     carry = replicate((first, optimizer.init(first)), mesh)
 
-    chunk_step = make_chunk_step(
-        optimizer, partial(prepared, config.data, dtype=config.dtype)
-    )
+    chunk_step = make_chunk_step(optimizer, partial(_prepared, config))
     # What tracing refuses is refused before there is a run directory.
-    jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(0, 1), mesh))
+    for leg in source.passes.legs:
+        jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(leg.first, 1), mesh))
     measure = evaluator(problem, params, test_set, config, mesh)
 
     run = stack.enter_context(open_run(config, name))
@@ -104,19 +110,17 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
         saver = Saver(
             checkpoints.folder, run.identity, config.keep, config.keep_every, note
         )
-    most = source.most(config.steps_per_dispatch)
-    stretch = source.per_epoch * config.evaluation_epochs
-    spans = Spans(start.step, last, stretch, most)
-    recorder = Recorder(config, start, last, source.per_epoch)
+    spans = scans(source, config, start.step, last)
+    recorder = Recorder(config, start, last, source.passes)
     stack.callback(recorder.close)
-    if explanation := _explanation(config, problem, params, source):
+    for explanation in _explanations(config, problem, params, source):
         recorder.display.say(explanation)
     _enable_compilation_cache(config.compilation_cache)
     programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
     feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
     traced = spans[min(1, len(spans) - 1)] if config.profile and spans else None
-    scans = _scans(programs, carry, spans, feed, recorder, traced)
-    carry = _run(scans, carry, recorder, measure, saver, config, asked)
+    done = _scans(programs, carry, spans, feed, recorder, traced)
+    carry = _run(done, carry, recorder, measure, saver, config, asked)
     result = recorder.result
     result.test = result.test or measure(carry[0])
     if saver:
@@ -133,23 +137,25 @@ def _first_params(config: Config, params: PyTree) -> PyTree:
     return restore_params(config.init_from, params)[1]
 
 
-def _explanation(config, problem, params, source) -> str:
-    """What the method says of solving this problem on global batches."""
-    chunk = replace(source, rows=slice(None)).chunk(0, 1)
-    batch = jax.eval_shape(
-        lambda chunk: prepared(
-            config.data, jax.tree.map(lambda a: a[0], chunk), config.dtype
-        ),
-        chunk,
-    )
-    return config.method.explain(problem, params, batch)
+def _explanations(config, problem, params, source) -> Iterator[str]:
+    """What the method says of solving this problem, where it says something new."""
+    said = ""
+    for leg in source.passes.legs:
+        chunk = replace(source, rows=slice).chunk(leg.first, 1)  # of all processes
+        first = jax.tree.map(lambda a: a[0], chunk)
+        batches = jax.eval_shape(partial(_prepared, config), first)
+        words = config.method.explain(problem, params, *batches)
+        if words and words != said:
+            when = f"batches of {leg.start.size} after step {leg.first}: "
+            yield words if leg.first == 0 else when + words
+        said = words
 
 
 def _scans(programs, carry, spans, feed, recorder, traced) -> Iterator:
     """Dispatch scan after scan: (step, state) after each, before it is computed."""
     for (first, count), chunk in zip(spans, feed, strict=True):
         with _profiled(recorder) if (first, count) == traced else nullcontext():
-            carry, infos = programs[count](carry, chunk)
+            carry, infos = programs[chunk["weights"].shape](carry, chunk)
             recorder.dispatched(first + 1, infos)
         yield first + count, carry
 
@@ -204,54 +210,18 @@ def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
     return carry
 
 
-def last_step(config: Config, per_epoch: int) -> int:
-    """The step that ends the run. Raises UsageError for more than can be counted."""
-    last = config.epochs * per_epoch
-    last = min(last, config.max_steps or last)
-    if last > MOST_STEPS:
-        raise UsageError(
-            f"{config.epochs:,} epochs are {last:,} steps, and a run counts to "
-            f"{MOST_STEPS:,}: use fewer epochs, or --max-steps"
-        )
-    return last
-
-
-def _check_sizes(
-    config: Config, train_set: Examples, test_set: Examples, mesh: Mesh | None
-) -> None:
-    train, test = (one.gather(np.zeros(1, int)) for one in (train_set, test_set))
-    for name in sorted(train.keys() & test.keys()):
-        shapes = [
-            jax.tree.map(lambda a: a.shape[1:], one[name]) for one in (train, test)
-        ]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                f"a training example has {name} of shape {shapes[0]} and a test "
-                f"example of {shapes[1]}: they do not belong together"
-            )
-    batch_size, examples = config.batch_size, len(train_set)
-    devices = 1 if mesh is None else mesh.size
-    # Rounded up, so that the devices share it, the whole set is one batch.
-    if batch_size >= examples + devices:
-        raise UsageError(
-            f"batch_size is {batch_size} but the data has only {examples} examples: "
-            f"use a smaller batch"
-        )
-    if batch_size % devices:
-        raise UsageError(
-            f"batch_size {batch_size} cannot be split evenly over {devices} devices "
-            f"in {jax.process_count()} process(es): use a multiple of {devices}"
-        )
-
-
 def make_chunk_step(
-    optimizer: optax.GradientTransformationExtraArgs, prepare: Callable[[Batch], Batch]
+    optimizer: optax.GradientTransformationExtraArgs,
+    prepare: Callable[[Batch], tuple[Batch, Batch | None]],
 ) -> Any:
-    """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps."""
+    """The jitted (carry, chunk of batches) -> (carry, infos): one scan over steps.
+
+    prepare makes (batch, curvature_batch) of an update from a batch that was read.
+    """
     update = make_step(optimizer)
 
     def step(carry: Carry, batch: Batch) -> tuple[Carry, Array]:
-        carry, info = update(carry, prepare(batch))
+        carry, info = update(carry, *prepare(batch))
         # One row for all of the info: each array that a scan stacks costs time.
         return carry, ravel_pytree(info)[0]
 
@@ -264,13 +234,21 @@ def make_chunk_step(
     return steps
 
 
-def _compile(chunk_step, carry, source, spans, mesh, recorder) -> dict[int, Any]:
-    """One program for each length of chunk."""
+def _prepared(config: Config, batch: Batch) -> tuple[Batch, Batch | None]:
+    """A batch as the problem sees it, and its curvature batch; None: the same."""
+    prepare = partial(prepared, config.data, dtype=config.dtype)
+    share = curvature_share(config)
+    return prepare(batch), None if share == 1 else prepare(spread(batch, share))
+
+
+def _compile(chunk_step, carry, source, spans, mesh, recorder) -> dict[Any, Any]:
+    """A program for each shape of chunk: (steps, B)."""
     began = time.perf_counter()
     programs = {}
-    for count in spans.counts():
-        chunk = place_chunk(source.chunk(0, count), mesh)
-        programs[count] = chunk_step.lower(carry, chunk).compile()
+    for span in spans.distinct():
+        chunk = place_chunk(source.chunk(*span), mesh)
+        program = chunk_step.lower(carry, chunk).compile()
+        programs[chunk["weights"].shape] = program
     recorder.compiled(time.perf_counter() - began)
     return programs
 

@@ -5,9 +5,9 @@ images of MNIST's size, assembling batches from single examples is 40 times as s
 one element a batch still takes as long as the SGD steps it feeds.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import grain
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from hfdist.tasks.examples import Entries, Examples
+from hfdist.tasks.passes import Passes
 
 Chunk = dict[str, Array]  # batches stacked, leaves (steps, B, …)
 MOST_BYTES = 64e6  # of a chunk: several are in memory at a time
@@ -32,22 +33,29 @@ class GlobalBatches:
     examples: Examples
     batch_size: int
     seed: int | None  # None: in order
-    # Those of every batch to read: a process's share.
-    rows: slice = field(default_factory=lambda: slice(None))
+    # Those of a batch of so many to read, a process's share: slice(B) is all of them.
+    rows: Callable[[int], slice] = slice
+    # (number, size) …: from the batch of that number on they are of that size.
+    growth: Sequence[tuple[int, int]] = ()
+
+    @cached_property
+    def passes(self) -> Passes:
+        """Where each batch lies in the passes over the examples."""
+        return Passes(len(self.examples), self.batch_size, self.growth)
 
     @property
     def per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return -(-len(self.examples) // self.batch_size)
+        """Batches in the first epoch."""
+        return self.passes.steps(1)
 
-    def most(self, steps: int) -> int:
-        """Batches in a chunk: so many steps, if memory is to hold them."""
+    def most(self, steps: int, size: int) -> int:
+        """Batches of a size in a chunk: so many steps, if memory is to hold them."""
         example = self.examples.gather(np.zeros(1, int))
-        nbytes = self.batch_size * sum(a.nbytes for a in jax.tree.leaves(example))
+        nbytes = size * sum(a.nbytes for a in jax.tree.leaves(example))
         return max(1, min(steps, int(MOST_BYTES // nbytes)))
 
     def chunk(self, first: int, count: int) -> Entries:
-        """The batches first … first + count - 1, stacked."""
+        """The batches first … first + count - 1, all of one size, stacked."""
         places, weights = zip(
             *map(self._batch, range(first, first + count)), strict=True
         )
@@ -56,9 +64,9 @@ class GlobalBatches:
 
     def _batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The places of a batch's examples, and their weights."""
-        epoch, position = divmod(number, self.per_epoch)
+        epoch, position, size = self.passes.place(number)
         n = len(self.examples)
-        places = np.arange(self.batch_size)[self.rows] + position * self.batch_size
+        places = np.arange(size)[self.rows(size)] + position
         weights = (places < n).astype(np.float32)
         places %= n
         if self.seed is not None:

@@ -56,7 +56,7 @@ def _one_by_one() -> grain.MapDataset:
 def _reading(examples: Examples) -> float:
     """Seconds a batch, median over epochs."""
     source = GlobalBatches(examples, BATCH, seed=0)
-    spans = Spans(0, source.per_epoch, source.per_epoch, source.most(67))
+    spans = Spans(0, source.per_epoch, source.per_epoch, source.most(67, BATCH))
 
     def epoch():
         for chunk in chunks(source, spans):

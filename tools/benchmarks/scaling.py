@@ -213,7 +213,7 @@ def _all_reduces(mesh) -> Callable:
 
 def _batch(examples: int, mesh) -> dict[str, jax.Array]:
     """The first MNIST images, to be reconstructed."""
-    rows = local_rows(examples, mesh)
+    rows = partial(local_rows, mesh=mesh)
     source = GlobalBatches(IDX().examples("train"), examples, None, rows)
     chunk = place_chunk(source.chunk(0, 1), mesh)
     first = jax.tree.map(lambda a: a[0], chunk)
