@@ -62,6 +62,7 @@ class Real(NamedTuple):
     least: float = -math.inf
     above: bool = False  # more than the least, not the least itself
     below: float = math.inf
+    most: float = math.inf
 
     def fitted(self, name: str, value: Any) -> float:
         """The value as a float; an int is one."""
@@ -69,7 +70,8 @@ class Real(NamedTuple):
             raise refusal(name, value, self._words())
         least_is_in = value > self.least if self.above else value >= self.least
         # False for NaN too.
-        if not (least_is_in and value < self.below and abs(value) < math.inf):
+        most_is_in = value <= self.most and value < self.below
+        if not (least_is_in and most_is_in and abs(value) < math.inf):
             raise refusal(name, value, self._words())
         if value and not SMALL <= abs(value) <= LARGE:
             span = f"from {SMALL:.2g} to {LARGE:.2g}"
@@ -81,6 +83,7 @@ class Real(NamedTuple):
             return "a number"
         bound = f"more than {self.least}" if self.above else f"{self.least} or more"
         bound += f" and less than {self.below}" if self.below < math.inf else ""
+        bound += f" and at most {self.most}" if self.most < math.inf else ""
         return f"a number that is {bound}"
 
 

@@ -1,6 +1,8 @@
 """What a batch may be, on one device and on four, against numpy."""
 
 from collections import OrderedDict
+from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import hfdist
 from cases import Case, relative_error
 from hfdist import CG, SGD, HessianFree, Newton
+from hfdist.batches import spread
 from quick import mostly_slow
 
 EXAMPLES, FEATURES, OUTPUTS = 8, 12, 3
@@ -214,3 +217,19 @@ def test_labels_that_are_no_whole_numbers_are_refused():
     batch = {**case.batch, "labels": case.batch["labels"].astype(jnp.float32)}
     with pytest.raises(ValueError, match=r"batch\['labels'\] are float32"):
         update(METHODS["sgd"], case.problem, case.params, batch)
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (1, 3), (2, 3), (5, 6)])
+def test_a_share_of_a_batch_is_the_same_rows_and_none_moves(p, q):
+    batch = {"a": np.arange(48.0).reshape(24, 2), "b": {"c": np.arange(24)}}
+    chosen = [i for i in range(24) if i % q < p]
+    placed = jax.device_put(batch, NamedSharding(MESH, PartitionSpec("data")))
+    some = jax.jit(partial(spread, share=Fraction(p, q)))
+    for given in (batch, placed):
+        found = some(given)
+        np.testing.assert_array_equal(found["a"], batch["a"][chosen])
+        np.testing.assert_array_equal(found["b"]["c"], batch["b"]["c"][chosen])
+    assert found["a"].sharding == placed["a"].sharding
+    program = some.lower(placed).compile().as_text()
+    for collective in ("all-reduce", "all-gather", "all-to-all", "permute"):
+        assert collective not in program

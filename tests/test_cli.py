@@ -244,6 +244,24 @@ MISTAKES = {
     r"undamped CG on the Hessian": (
         "train configs/paper/hf_newton.py --method.damping 0"
     ),
+    # batches that grow, or are not all of the curvature's
+    r"sizes rise from pair to pair": f"train {HF} --batch-growth 100 128 50 256",
+    r"batch_growth is \(\(100, 64\),\), after batch_size 64": (
+        f"train {HF} --batch-growth 100 64"
+    ),
+    r"batch_size after 1,000 updates is 70000 but": (
+        f"train {HF} --batch-growth 1000 70000"
+    ),
+    r"batch_size 90 after 9 updates cannot be split evenly over 4": (
+        f"train {HF} --batch-growth 9 90 --devices 4"
+    ),
+    r"3 of every 10 examples, .* taken evenly of the 64 that batch_size": (
+        f"train {HF} --curvature-fraction 0.3"
+    ),
+    r"of the 17 that batch_size 68 after 9 updates gives each of 4": (
+        f"train {HF} --curvature-fraction 0.5 --batch-growth 9 68 --devices 4"
+    ),
+    r"SGD has no curvature: leave it at 1": f"train {SGD} --curvature-fraction 0.5",
     # a config that is none
     r"config nowhere.py does not exist": "train nowhere.py",
     r"config configs does not exist or is not a file": "train configs",

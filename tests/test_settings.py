@@ -151,6 +151,13 @@ REFUSED = [
     *((config, "l2", x, ZERO) for x in (a_schedule, float, ONE_ARRAY)),
     *((config, "l2", x, "from 1.2e-38 to 3.4e") for x in (1e39, 1e-300, 10**400)),
     (config, "checkpoint_minutes", -0.5, ZERO),
+    *(
+        (config, "curvature_fraction", x, "use a number that is 0.001 or more and at m")
+        for x in (0, -1, 1.5, 1e-5, "1", None, True, np.nan)
+    ),
+    *((config, "batch_growth", x, "use a tuple") for x in (7, "7", {7: 8}, (7, 8))),
+    (config, "batch_growth", ((7, 0),), r"growth\[0\]\[1\] is 0: use at least 1"),
+    (config, "batch_growth", ((7, 8, 9),), r"growth\[0\] is .*: use a tuple of 2"),
     *((config, "wandb", x, "use True or False") for x in (1, 0.0, "yes", None, bool)),
     *((config, "run_dir", x, "use a path") for x in (3, b"x", "a\0b", "\ud800", Path)),
     *((config, "method", x, "use an instance of") for x in (None, CG(), "SGD", MLP)),

@@ -54,6 +54,7 @@ from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config, load
+from hfdist.runs.plan import check_sizes
 from hfdist.runs.progress import print_table
 from hfdist.tasks.examples import readable
 from toolkit import command_line
@@ -97,6 +98,7 @@ def _report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     cg_steps = arguments.cg_steps or (cg.max_steps if cg else 0)
     mesh = make_mesh(devices)  # before anything else starts JAX
     examples = readable(config.data.examples("train"))
+    check_sizes(config, len(examples), devices)
     step, start = one_update(config, examples, mesh)
     text = jax.jit(step).lower(*start).compile().as_text()
     found = collectives_of(text or "")

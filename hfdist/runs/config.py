@@ -28,11 +28,10 @@ from jax.errors import JAXTypeError
 from hfdist.checks import (
     Count,
     NonNegative,
-    Positive,
+    Real,
     Settings,
     Whole,
     class_name,
-    refusal,
     shown,
 )
 from hfdist.errors import UsageError, told
@@ -76,7 +75,7 @@ class Config(Settings):
     batch_growth: tuple[tuple[Count, Count], ...] = ()
     """Pairs of updates and batch size, both rising: after so many updates of the run
     batches have that size. 938 128 1407 256 doubles it twice."""
-    curvature_fraction: Positive = 1.0
+    curvature_fraction: Annotated[float, Real(0.001, most=1)] = 1.0
     """Share of each batch's examples that the curvature products are over, evenly
     spread; the loss and the gradient are over all."""
     dtype: Dtype = "float32"
@@ -126,7 +125,7 @@ class Config(Settings):
         to_json(self)  # or config.json cannot hold it
 
     def _check_batches(self) -> None:
-        """Raise UsageError for batches that do not grow, or a fraction that is none."""
+        """Raise UsageError for batches that do not grow, or that nothing is over."""
         pairs = [(0, self.batch_size), *self.batch_growth]
         for before, after in pairwise(pairs):
             if not (before[0] < after[0] and before[1] < after[1]):
@@ -134,11 +133,7 @@ class Config(Settings):
                     f"batch_growth is {self.batch_growth}, after batch_size "
                     f"{self.batch_size}: let updates and sizes rise from pair to pair"
                 )
-        if self.curvature_fraction == 1:
-            return
-        if self.curvature_fraction > 1:
-            raise refusal("curvature_fraction", self.curvature_fraction, "at most 1")
-        if isinstance(self.method, FirstOrder):
+        if self.curvature_fraction < 1 and isinstance(self.method, FirstOrder):
             raise UsageError(
                 f"curvature_fraction is {self.curvature_fraction:g}, but "
                 f"{type(self.method).__name__} has no curvature: leave it at 1"

@@ -1,19 +1,23 @@
 """What a run is going to do: batches that fit, its last step, its scans."""
 
 from fractions import Fraction
+from functools import partial
 
 import jax
 import numpy as np
 
+from hfdist.batches import spread
 from hfdist.errors import UsageError
+from hfdist.problem import Batch
 from hfdist.runs.config import Config
 from hfdist.runs.spans import Joined, Spans
 from hfdist.tasks.examples import Examples
 from hfdist.tasks.passes import Passes
 from hfdist.tasks.pipeline import GlobalBatches
+from hfdist.tasks.returned import prepared
 
 MOST_STEPS = 2**31 - 1  # a method's own count of its updates is an int32
-FINEST = 1000  # denominator of a curvature fraction: 0.3333 is a third
+FINEST = 1000  # denominator of a curvature fraction: 0.3333333 is a third
 
 
 def check_alike(train_set: Examples, test_set: Examples) -> None:
@@ -50,15 +54,22 @@ def check_sizes(config: Config, examples: int, devices: int) -> None:
         if size % (q * devices):
             raise UsageError(
                 f"curvature_fraction is {config.curvature_fraction:g}, {p} of every "
-                f"{q} examples, which batch_size {size} {when}does not have alike on "
-                f"{devices} device(s): use a multiple of {q * devices}, or another "
-                f"curvature_fraction"
+                f"{q} examples, which cannot be taken evenly of the {size // devices} "
+                f"that batch_size {size} {when}gives each of {devices} device(s): use "
+                f"a multiple of {q * devices}, or another curvature_fraction"
             )
 
 
 def curvature_share(config: Config) -> Fraction:
     """The share of a batch's examples that its products are over, in lowest terms."""
     return Fraction(config.curvature_fraction).limit_denominator(FINEST)
+
+
+def batches_of(config: Config, batch: Batch) -> tuple[Batch, Batch | None]:
+    """(batch, curvature_batch) of an update, of one that was read; None: the same."""
+    prepare = partial(prepared, config.data, dtype=config.dtype)
+    share = curvature_share(config)
+    return prepare(batch), None if share == 1 else prepare(spread(batch, share))
 
 
 def last_step(config: Config, passes: Passes) -> int:

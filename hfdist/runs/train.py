@@ -19,7 +19,6 @@ import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from hfdist.batches import spread
 from hfdist.cluster.processes import (
     any_says,
     from_first,
@@ -37,9 +36,9 @@ from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluator
 from hfdist.runs.interrupt import interruptible
 from hfdist.runs.plan import (
+    batches_of,
     check_alike,
     check_sizes,
-    curvature_share,
     last_step,
     scans,
 )
@@ -49,7 +48,6 @@ from hfdist.runs.run_directory import agree, note_saved, open_run
 from hfdist.runs.saver import Saver
 from hfdist.tasks.examples import readable
 from hfdist.tasks.pipeline import GlobalBatches, chunks
-from hfdist.tasks.returned import prepared
 
 Carry = tuple[PyTree, State]
 WAY_OUT = 20.0  # seconds in which a run that failed has to leave
@@ -94,7 +92,7 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     first = _first_params(config, params)
     carry = replicate((first, optimizer.init(first)), mesh)
 
-    chunk_step = make_chunk_step(optimizer, partial(_prepared, config))
+    chunk_step = make_chunk_step(optimizer, partial(batches_of, config))
     # What tracing refuses is refused before there is a run directory.
     for leg in source.passes.legs:
         jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(leg.first, 1), mesh))
@@ -143,7 +141,7 @@ def _explanations(config, problem, params, source) -> Iterator[str]:
     for leg in source.passes.legs:
         chunk = replace(source, rows=slice).chunk(leg.first, 1)  # of all processes
         first = jax.tree.map(lambda a: a[0], chunk)
-        batches = jax.eval_shape(partial(_prepared, config), first)
+        batches = jax.eval_shape(partial(batches_of, config), first)
         words = config.method.explain(problem, params, *batches)
         if words and words != said:
             when = f"batches of {leg.start.size} after step {leg.first}: "
@@ -232,13 +230,6 @@ def make_chunk_step(
         return carry, jax.vmap(unravel)(rows)
 
     return steps
-
-
-def _prepared(config: Config, batch: Batch) -> tuple[Batch, Batch | None]:
-    """A batch as the problem sees it, and its curvature batch; None: the same."""
-    prepare = partial(prepared, config.data, dtype=config.dtype)
-    share = curvature_share(config)
-    return prepare(batch), None if share == 1 else prepare(spread(batch, share))
 
 
 def _compile(chunk_step, carry, source, spans, mesh, recorder) -> dict[Any, Any]:

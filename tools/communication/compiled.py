@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from hfdist.methods.method import make_step
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
+from hfdist.runs.plan import batches_of
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
 
@@ -45,7 +46,7 @@ def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     batch = first_batch(examples, config.batch_size, config.seed)
 
     def step(carry, batch):
-        return update(carry, config.data.prepare(batch, config.dtype))
+        return update(carry, *batches_of(config, batch))
 
     return step, ((params, optimizer.init(params)), batch)
 

@@ -14,6 +14,7 @@ import numpy as np
 from communication.compiled import Collective, timer
 from hfdist.errors import UsageError
 from hfdist.runs.config import Config
+from hfdist.runs.plan import curvature_share
 from hfdist.solvers.cg import CG
 from hfdist.tasks.examples import Examples
 
@@ -102,7 +103,8 @@ def measured_cost(config: Config, examples: Examples) -> Cost:
     if cg_of(config):
         limits = [CG(max_steps=k, rtol=0.0) for k in (2, 10)]
         methods = [replace(method, cg=cg) for method in methods for cg in limits]
-    sizes = max(1, config.batch_size // 4), max(2, config.batch_size)
+    unit = curvature_share(config).denominator
+    sizes = unit * max(1, config.batch_size // (4 * unit)), max(2, config.batch_size)
     configs = [replace(config, batch_size=b, method=m) for b in sizes for m in methods]
     runs = [timer(c, examples) for c in configs]
     steps = [run()[1] for run in runs]  # the first run warms up
