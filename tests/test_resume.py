@@ -110,6 +110,13 @@ def test_a_second_signal_ends_the_run_at_once(settings, tmp_path):
     assert "again: leaving at once" in output
 
 
+def kill(process):
+    """A process and its children, at once."""
+    for pid in (process.pid, *children_of(process)):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
 def kill_and_continue(tmp_path, arguments, processes, kills, seed):
     """Kill the run at random instants, some of them during a save, until it is done."""
     rng = random.Random(seed)
@@ -117,10 +124,7 @@ def kill_and_continue(tmp_path, arguments, processes, kills, seed):
     for _ in range(kills):
         process = start([*arguments, "--run-dir", run_dir], processes)
         time.sleep(rng.uniform(1.5, 5))
-        with_children = [process.pid, *children_of(process)]
-        for pid in with_children:
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
     code, output = finish([*arguments, "--run-dir", run_dir], processes)
     assert code == 0, output
     assert story(run_dir) == make_whole(tmp_path, arguments, processes)
