@@ -210,6 +210,18 @@ MUTATIONS = {
         "return self.examples // self.start.size",
         "pipeline",
     ),
+    "begin a pass anew where batches grow": (
+        "tasks/passes.py",
+        "start = self.legs[-1].place(first)._replace(size=size)",
+        "start = Place(self.legs[-1].place(first).epoch, 0, size)",
+        "passes",
+    ),
+    "take the products over the first rows of all": (
+        "batches.py",
+        "leaf.reshape(groups, q, *shape)[:, :p]",
+        "leaf.reshape(q, groups, *shape)[:p]",
+        "batches",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line.
 
-Training lines, one a step: {"split": "train", "step", "epoch", "loss", "seconds", …}.
+Training lines, one a step: {"split": "train", "step", "epoch", "loss", "seconds", …},
+with "batch_size" if the run's batches grow.
 Evaluation lines: {"split": "test", "step", "epoch", "loss", "seconds", …}, with the
 task's figures, such as "accuracy".
 Numbers read back exactly; non-finite ones are the strings "nan", "inf" and "-inf", so
