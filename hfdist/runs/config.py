@@ -125,7 +125,7 @@ class Config(Settings):
         to_json(self)  # or config.json cannot hold it
 
     def _check_batches(self) -> None:
-        """Raise UsageError for batches that do not grow, or that nothing is over."""
+        """Raise UsageError for sizes that do not rise, or a share of no products."""
         pairs = [(0, self.batch_size), *self.batch_growth]
         for before, after in pairwise(pairs):
             if not (before[0] < after[0] and before[1] < after[1]):
