@@ -54,7 +54,7 @@ def pulled_back(model: Quadratic, space: Coordinates) -> Quadratic:
         gradient=space.back(model.gradient),
         product=lambda s: space.back(model.product(space.into(s))),
         value_at=lambda s: model.value_at(space.into(s)),
-        form=lambda s: model.form(space.into(s)),
+        form=lambda vectors: model.form([space.into(s) for s in vectors]),
     )
 
 

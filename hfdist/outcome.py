@@ -52,6 +52,7 @@ class Outcome(NamedTuple):
     # that were finite before the step
     first: Array  # (), λ₀, or what a schedule says of this step's λ
     bounds: tuple[float, float]  # least and greatest λ
+    rate: Array | float = jnp.nan  # (), t of hindsight.py, for a rule that looks back
 
 
 def reduction_ratio(actual: Array, predicted: Array, resolution: Array) -> Array:

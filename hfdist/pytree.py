@@ -1,5 +1,6 @@
 """What optax.tree lacks for vectors that are pytrees of arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,11 @@ PyTree = Any
 def inner(a: PyTree, b: PyTree) -> Array:
     """⟨a, b⟩ over all leaves, multiplied at full precision."""
     return jnp.asarray(tree.vdot(a, b))
+
+
+def inners(us: Sequence[PyTree], vs: Sequence[PyTree]) -> Array:
+    """⟨uᵢ, vⱼ⟩, a matrix."""
+    return jnp.array([[inner(u, v) for v in vs] for u in us])
 
 
 def divide(a: PyTree, scalar: Array) -> PyTree:

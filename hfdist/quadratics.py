@@ -12,7 +12,7 @@ it: (Σ wᵢ lᵢ, Σ wᵢ, gradient sum) in one all-reduce, each product in one
 penalty is added to what is replicated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from hfdist import curvatures
 from hfdist.choices import choices, chosen
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.problem import Batch, Problem, decay, penalised, penalty
-from hfdist.pytree import PyTree, divide, inner, widen
+from hfdist.pytree import PyTree, divide, inners, widen
 from hfdist.sums import gradient_sums, loss_and_rounding
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Quadratic(NamedTuple):
     gradient: PyTree  # like params, in their working dtype
     product: Callable[[PyTree], PyTree]  # d -> C d, both like the gradient
     value_at: Callable[[PyTree], Value]  # d -> f(w + d) itself, by a forward pass
-    form: Callable[[PyTree], Array]  # d -> ⟨d, C d⟩, of which scalars alone are reduced
+    # (d₁ … dₖ) -> ⟨dᵢ, C dⱼ⟩, (k, k), of which nothing else is reduced
+    form: Callable[[Sequence[PyTree]], Array]
 
 
 def quadratic(
@@ -74,11 +75,16 @@ def quadratic(
     def product(v):
         return tree.add(mean_product(v), decay(problem, v))
 
-    def form(v):
-        varied = devices.vary(v)
-        local = sums.form(varied) if sums.form else inner(varied, sums.product(varied))
+    def form(vectors):
+        varied = [devices.vary(v) for v in vectors]
+        if sums.form:
+            local = sums.form(varied)
+        else:
+            local = inners(varied, [sums.product(v) for v in varied])
         mean = devices.reduce(local) / weight_sum
-        return mean + inner(v, decay(problem, v)) if penalised(problem) else mean
+        if not penalised(problem):
+            return mean
+        return mean + inners(vectors, [decay(problem, v) for v in vectors])
 
     return Quadratic(
         value,

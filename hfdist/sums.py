@@ -7,7 +7,7 @@ Params may mix dtypes: gradients and products, and the vectors multiplied, have 
 working dtype (the widest leaf's, float32 at least) in all leaves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ class Sums(NamedTuple):
     weight: Array  # (), Σ wᵢ
     gradient: PyTree  # Σ wᵢ ∇lᵢ, like params, in their working dtype
     product: Callable[[PyTree], PyTree]  # v -> Σ wᵢ Cᵢ v, both like the gradient
-    # v -> Σ wᵢ ⟨v, Cᵢ v⟩, (); None where it is no cheaper than by the product.
-    form: Callable[[PyTree], Array] | None = None
+    # (v₁ … vₖ) -> Σ wᵢ ⟨vᵢ, Cᵢ vⱼ⟩, (k, k); None: no cheaper than by the product.
+    form: Callable[[Sequence[PyTree]], Array] | None = None
 
 
 def outputs_at(problem: Problem, params: PyTree, batch: Batch, wide: PyTree) -> Any:

@@ -148,7 +148,7 @@ def test_a_zero_right_hand_side_has_the_zero_solution():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"max_steps": 0}, {"rtol": -1.0}, {"rtol": float("nan")}]
+    "arguments", [{"max_steps": -1}, {"rtol": -1.0}, {"rtol": float("nan")}]
 )
 def test_settings_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
@@ -280,3 +280,16 @@ def test_negative_curvature_at_once_gives_the_preconditioned_gradient():
     solution = CG().solve(system)
     assert solution.reason == Reason.NEGATIVE_CURVATURE
     assert relative_error(solution.x, b_N / scales) == 0
+
+
+def test_without_steps_the_solution_is_the_first_direction():
+    _, b_N, scales = badly_scaled()
+    plain = System(lambda v: v, jnp.asarray(b_N))
+    better = plain._replace(precondition=lambda r: r / scales)
+    for system, expected_N in (plain, b_N), (better, b_N / scales):
+        solution = CG(max_steps=0).solve(system)
+        assert relative_error(solution.x, expected_N) < 1e-15
+        assert solution.residual is None
+        assert jnp.isnan(solution.relative_residual)
+        assert solution.steps == 0
+        assert solution.reason == Reason.STEPS_USED_UP

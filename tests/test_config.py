@@ -235,7 +235,7 @@ RAISED = {
     "x = 1\nraise ValueError('no')": r"line 2, cannot be run .*\(ValueError: no\)",
     "def f():\n    1 / 0\n\nf()": r"line 2, cannot .*ZeroDivisionError",
     "import json\n\njson.loads('{')": r"line 3, cannot .*JSONDecodeError",
-    "import hfdist\nhfdist.CG(\n    max_steps=0)": r"line 2: CG.max_steps is 0: use",
+    "import hfdist\nhfdist.CG(\n    max_steps=-1)": r"line 2: CG.max_steps is -1: use",
     "x = (\n1": r"line 1, cannot .*SyntaxError",
     "raise SystemExit(3)": r"line 1, cannot .*SystemExit: 3",
     "import nowhere_at_all": r"line 1, cannot .*No module named",

@@ -42,16 +42,16 @@ def two_term(**settings):
 def test_the_form_is_the_matrixs(curvature, devices):
     mesh = hfdist.make_mesh(devices)
     problem = CASE.problem._replace(l2=0.3)
-    v_N = np.random.default_rng(0).normal(size=len(W_N))
+    v_2N = np.random.default_rng(0).normal(size=(2, len(W_N)))
 
     def form(_, v, params, batch):
         return quadratic(problem, params, batch, curvature, collectives(mesh)).form(v)
 
     found = jax.jit(data_parallel(form, mesh))(
-        None, UNRAVEL(jnp.asarray(v_N)), CASE.params, CASE.batch
+        None, [UNRAVEL(jnp.asarray(v_N)) for v_N in v_2N], CASE.params, CASE.batch
     )
     c_NN = getattr(CASE, f"dense_{curvature}")() + 0.3 * np.eye(len(W_N))
-    assert found == pytest.approx(v_N @ c_NN @ v_N, rel=1e-10)
+    assert found == pytest.approx(v_2N @ c_NN @ v_2N.T, rel=1e-10)
 
 
 @each_mesh
@@ -75,7 +75,7 @@ def test_two_terms_are_those_of_the_dense_system(devices, rate):
 
 def test_the_first_step_and_one_along_the_last_are_exact_searches_of_the_line():
     gradient_N = CASE.dense_gradient()
-    steps, _ = taken(two_term(cg=CG(max_steps=1)), [gradient_N, gradient_N])
+    steps, _ = taken(two_term(cg=CG(max_steps=0)), [gradient_N, gradient_N])
     a_NN = CASE.dense_gauss_newton() + 0.1 * np.eye(len(W_N))
     rate = gradient_N @ gradient_N / (gradient_N @ a_NN @ gradient_N)
     for step_N in steps:
@@ -83,12 +83,13 @@ def test_the_first_step_and_one_along_the_last_are_exact_searches_of_the_line():
 
 
 @each_mesh
-def test_on_a_quadratic_one_cg_step_each_is_conjugate_gradients(devices):
+@pytest.mark.parametrize("solver", [CG(max_steps=0), CG(max_steps=1)])
+def test_on_a_quadratic_one_step_each_is_conjugate_gradients(solver, devices):
     rng = np.random.default_rng(0)
     x_BD, t_B1 = rng.normal(size=(12, 5)), rng.normal(size=(12, 1))
     problem = hfdist.Problem(lambda w, b: b["inputs"] @ w, losses.squared_error)
     batch = {"inputs": jnp.asarray(x_BD), "targets": jnp.asarray(t_B1)}
-    method = two_term(damping=0.0, cg=CG(max_steps=1))
+    method = two_term(damping=0.0, cg=solver)
     optimizer = method.build(problem, hfdist.make_mesh(devices))
     params = jnp.zeros((5, 1))
     update = jax.jit(lambda s, p: optimizer.update(None, s, p, batch=batch))
@@ -138,7 +139,7 @@ def test_in_float32_two_tiny_terms_are_still_two():
 
 def test_the_input_reduction_steps_aside():
     said = two_term().explain(CASE.problem, CASE.params, CASE.batch)
-    assert said.endswith("as the step is made of the one before too")
+    assert said.endswith("as the step before is looked back at")
 
 
 def searched(method, devices=1):

@@ -7,14 +7,14 @@ import jax
 
 from hfdist.errors import UsageError
 from hfdist.problem import Batch, Problem, weighted_sums
-from hfdist.pytree import PyTree, inner, widen
+from hfdist.pytree import PyTree, inners, widen
 from hfdist.sums import Sums, outputs_at
 
 
 def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
     """v -> J v -> H_z J v -> Jᵀ H_z J v, J and H_z each linearised once.
 
-    ⟨v, G v⟩ = ⟨J v, H_z J v⟩ takes no Jᵀ.
+    ⟨u, G v⟩ = ⟨J u, H_z J v⟩ takes no Jᵀ.
 
     Raises UsageError for a layer without the forward derivative.
     """
@@ -37,10 +37,10 @@ def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
         (jt_hessian_jv,) = vjp(hessian_jv)
         return jt_hessian_jv
 
-    def form(v):
-        jv = jvp(v)
-        _, hessian_jv = output_hessian(jv)
-        return inner(jv, hessian_jv).astype(loss_sum.dtype)
+    def form(vectors):
+        jv = [jvp(v) for v in vectors]
+        hessian_jv = [output_hessian(z)[1] for z in jv]
+        return inners(jv, hessian_jv).astype(loss_sum.dtype)
 
     return Sums(loss_sum, weight_sum, gradient_sum, product, form)
 

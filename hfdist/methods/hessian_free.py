@@ -41,6 +41,11 @@ class HessianFree(SecondOrder):
                 "warm_start is a schedule, or traced by JAX: use a number, as it says "
                 "whether there is a start to remember"
             )
+        if self.warm_start and not self.cg.max_steps:
+            raise UsageError(
+                "warm_start is where CG starts from, and cg.max_steps is 0: leave it "
+                "out, or allow steps"
+            )
         undamped = known(self.damping) and self.damping == 0
         if undamped and self.curvature != "gauss_newton":
             raise UsageError(

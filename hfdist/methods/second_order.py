@@ -26,31 +26,29 @@ from hfdist.choices import choices, chosen
 from hfdist.coordinates import full, gram, orthonormal, pulled_back
 from hfdist.errors import UsageError
 from hfdist.first_product import Shorter, first_product, shorten
+from hfdist.hindsight import Hindsight, no_hindsight, rate, seen_after
+from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
-from hfdist.outcome import (
-    Outcome,
-    Refusal,
-    before_the_step,
-    not_finite,
-    reduction_ratio,
-)
+from hfdist.outcome import Outcome, before_the_step
 from hfdist.parallel import ONE_DEVICE
 from hfdist.preconditioner import Learnt, Preconditioning, learn
 from hfdist.probes import probe
-from hfdist.pytree import PyTree, parameter_count, roundoff, widen
-from hfdist.quadratics import Curvature, Value, quadratic, value_and_gradient, value_at
+from hfdist.pytree import parameter_count, widen
+from hfdist.quadratics import (
+    Curvature,
+    quadratic,
+    value_and_gradient,
+    value_at,
+)
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
-from hfdist.step import Proposal, Rule, Step, looks_back
+from hfdist.step import Proposal, Rule, looks_back
 
 if TYPE_CHECKING:
     DampingRule = StepRule = str
 else:
     DampingRule = Literal[choices(damping_rules)]
     StepRule = Literal[choices(step_rules)]
-
-# The difference of two losses is evidence above so many times the rounding of one.
-ROUNDINGS = 8
 
 
 class Memory(NamedTuple):
@@ -61,7 +59,8 @@ class Memory(NamedTuple):
     refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
     learnt: Learnt | None  # what the preconditioner knows; None: there is none
-    previous: Any  # the step before, for a step rule that looks back; or None
+    previous: Any  # the step before, for a rule that looks back; or None
+    hindsight: Hindsight | None  # on the steps before, for such a damping rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +127,20 @@ class SecondOrder(Method):
         return self.damping_rule != "constant"
 
     def init(self, params):
-        info = initial_info(params, _at(self.damping, jnp.int32(0)))
-        # A copy: no buffer may stand twice in a state that a caller donates.
-        damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
         learnt, wide = None, widen(params)
         if preconditioning := self.preconditioning:
             learnt = Learnt(jnp.int32(0), preconditioning.rule.init(params))
+        info = initial_info(params, _at(self.damping, jnp.int32(0)))
+        # A copy: no buffer may stand twice in a state that a caller donates.
+        damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
         memory = Memory(
             updates=jnp.int32(0),
             damping=damping,
             refused=jnp.int32(0),
             start=tree.zeros_like(wide) if self.start_decay else None,
             learnt=learnt,
-            previous=tree.zeros_like(wide) if looks_back(self._rule) else None,
+            previous=tree.zeros_like(wide) if self._looks_back else None,
+            hindsight=no_hindsight(info.loss.dtype) if self._in_hindsight else None,
         )
         return State(memory, info)
 
@@ -153,6 +153,9 @@ class SecondOrder(Method):
             space, model = self._model(
                 problem, devices, gradient, params, batch, curvature_batch
             )
+        if memory.hindsight is not None:
+            seen = seen_after(memory.hindsight, memory.previous, model)
+            memory = memory._replace(hindsight=seen)
 
         def damped_product(v):
             with jax.named_scope("product"):
@@ -174,12 +177,12 @@ class SecondOrder(Method):
         )
         with jax.named_scope("step"):
             step = self._rule(proposal)
-        info = _measured(model.value, proposal, step)
+        info = measured(model.value, proposal, step)
         after = step.after
         if self.adaptive and after is None:
             after = model.value_at(step.change)
         if after is not None:
-            info = _judged(info, after, params)
+            info = judged(info, after, params)
         memory = self._remembered(memory, info, damping, solution.x, step.change)
         zeros = tree.zeros_like(params)
         update = tree.cast_like(space.expand(step.change), params)
@@ -198,6 +201,20 @@ class SecondOrder(Method):
     @property
     def _rule(self) -> Rule:
         return chosen("step_rule", self.step_rule, step_rules)
+
+    @property
+    def _damping_rule(self):
+        return chosen("damping_rule", self.damping_rule, damping_rules)
+
+    @property
+    def _in_hindsight(self) -> bool:
+        """Whether λ goes by what the next batch says of a step."""
+        return looks_back(self._damping_rule)
+
+    @property
+    def _looks_back(self) -> bool:
+        """Whether the step before is kept."""
+        return looks_back(self._rule) or self._in_hindsight
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
@@ -245,8 +262,8 @@ class SecondOrder(Method):
             return "the solver starts warm"
         if self.preconditioning:
             return "the solver is preconditioned"
-        if looks_back(self._rule):
-            return "the step is made of the one before too"
+        if self._looks_back:
+            return "the step before is looked back at"
         if not alone or "inputs" in devices.replicated:
             return "the gradient is of other examples than the products"
         params = devices.vary(params)
@@ -266,13 +283,22 @@ class SecondOrder(Method):
         kept = before_the_step(info.refusal)
         refused = jnp.where(kept, memory.refused, memory.refused + 1)
         refused = jnp.where(info.accepted, 0, refused)
-        updates = jnp.asarray(optax.safe_increment(memory.updates))
-        first = jnp.asarray(_at(self.damping, memory.updates), damping.dtype)
-        bounds = self.damping_bounds
-        outcome = Outcome(info.rho, info.refusal, refused, first, bounds)
-        rule = chosen("damping_rule", self.damping_rule, damping_rules)
-        damping = rule(damping, outcome).astype(damping.dtype)  # ρ may be wider
-        return Memory(updates, damping, refused, start, memory.learnt, previous)
+        outcome = Outcome(
+            info.rho,
+            info.refusal,
+            refused,
+            jnp.asarray(_at(self.damping, memory.updates), damping.dtype),
+            self.damping_bounds,
+            rate(memory.hindsight),
+        )
+        damping = self._damping_rule(damping, outcome).astype(damping.dtype)
+        return memory._replace(
+            updates=jnp.asarray(optax.safe_increment(memory.updates)),
+            damping=damping,  # ρ may be wider
+            refused=refused,
+            start=start,
+            previous=previous,
+        )
 
 
 def _learnt(preconditioning, memory, damping, draw) -> Learnt:
@@ -286,53 +312,3 @@ def _learnt(preconditioning, memory, damping, draw) -> Learnt:
 def _at(setting: Any, count: Array) -> Any:
     """The value of a number or of a schedule after so many updates."""
     return setting(count) if callable(setting) else setting
-
-
-def _measured(value: Array, proposal: Proposal, step: Step) -> Info:
-    """What is known of a step without the loss after it."""
-    system, solution, damping, *_ = proposal
-    squared_norm = system.inner(step.change, step.change)
-    step_norm = jnp.sqrt(jnp.maximum(squared_norm, 0))
-    gradient_norm = jnp.sqrt(jnp.maximum(system.inner(system.b, system.b), 0))
-    refusal = not_finite(value, gradient_norm, step_norm + solution.relative_residual)
-    if step.lowers is not None:
-        failed = (refusal == Refusal.NONE) & ~step.lowers
-        refusal = jnp.where(failed, Refusal.NOT_LOWERED, refusal)
-    unknown = jnp.full_like(value, jnp.nan)
-    return Info(
-        loss=value,
-        damping=damping,
-        rho=unknown,
-        cg_steps=solution.steps,
-        cg_residual=solution.relative_residual,
-        step_norm=step_norm,
-        accepted=refusal == Refusal.NONE,
-        indefinite=solution.indefinite,
-        gradient_norm=gradient_norm,
-        predicted_decrease=step.predicted_decrease,
-        actual_decrease=unknown,
-        loss_after=unknown,
-        refusal=refusal,
-        solver_reason=solution.reason,
-    )
-
-
-def _judged(info: Info, after: Value, params: PyTree) -> Info:
-    """The info with what the loss after the step says of it."""
-    # A step shorter than the rounding of the params is no evidence of anything.
-    shortest = roundoff(params) * tree.norm(widen(params))
-    resolution = ROUNDINGS * after.rounding
-    resolution = jnp.where(info.step_norm > shortest, resolution, jnp.inf)
-
-    decrease = info.loss - after.loss
-    rho = reduction_ratio(decrease, info.predicted_decrease, resolution)
-    evident = ~jnp.isnan(rho)
-    rose = info.accepted & evident & ~(decrease >= 0)
-    refusal = jnp.where(rose, Refusal.LOSS_ROSE, info.refusal)
-    return info._replace(
-        rho=jnp.where(info.indefinite & evident, -jnp.inf, rho),
-        accepted=refusal == Refusal.NONE,
-        actual_decrease=decrease,
-        loss_after=after.loss,
-        refusal=refusal,
-    )

@@ -1,14 +1,14 @@
 """Truncated conjugate gradients: the paper's Algorithm 1 (Hestenes & Stiefel 1952)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from optax import tree
 
-from hfdist.checks import Count, NonNegative
+from hfdist.checks import NonNegative, Whole
 from hfdist.pytree import PyTree
 from hfdist.solvers.solution import Reason, Solution, not_positive
 from hfdist.solvers.solver import Solver
@@ -50,8 +50,9 @@ class CG(Solver):
         φ(x) = ½ ⟨x, A x⟩ - ⟨b, x⟩, which a step lowers by ½ ⟨r, M⁻¹ r⟩² / pᵀAp.
     """
 
-    max_steps: Count = 10
-    """Most products with A in one solve; each costs about one gradient."""
+    max_steps: Annotated[int, Whole(0)] = 10
+    """Most products with A in one solve; each costs about one gradient. 0: M⁻¹ b, the
+    direction of the first step, of which a two-term step finds the length."""
     rtol: NonNegative = 1e-3
     """Residual to stop at, relative to the right-hand side's norm."""
     progress: NonNegative = 0.0
@@ -61,6 +62,8 @@ class CG(Solver):
     by_inner_products = True
 
     def solve(self, system):
+        if not self.max_steps:
+            return _first_direction(system)
         b, inner = system.b, system.inner
         bb = inner(b, b)
         threshold = max(self.rtol, float(jnp.finfo(bb.dtype).eps)) ** 2 * bb
@@ -107,6 +110,14 @@ class CG(Solver):
     def held(self, unknowns, examples):
         # x, r, p, A p and b; each twice, and XXᵀ, in gram coordinates.
         return 5 * unknowns * (2 if examples else 1) + examples**2
+
+
+def _first_direction(system: System) -> Solution:
+    """x = M⁻¹ b, without a product."""
+    b, precondition = system.b, system.precondition
+    x = b if precondition is None else precondition(b)
+    unknown = jnp.full_like(system.inner(b, b), jnp.nan)
+    return Solution(x, None, unknown, jnp.int32(0), jnp.int32(Reason.STEPS_USED_UP))
 
 
 def _started(system: System, most: int | None) -> _At:

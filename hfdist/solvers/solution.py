@@ -29,8 +29,8 @@ class Solution(NamedTuple):
     """An approximate solution of A x = b."""
 
     x: PyTree
-    residual: PyTree  # b - A x, like x
-    relative_residual: Array  # (), ‖b - A x‖ / ‖b‖; 0 for b = 0
+    residual: PyTree | None  # b - A x, like x; None: A x was not computed
+    relative_residual: Array  # (), ‖b - A x‖ / ‖b‖; 0 for b = 0, NaN for no residual
     steps: Array  # () int32, CG steps taken; 0 for a direct solve
     reason: Array  # () int32, a Reason
 

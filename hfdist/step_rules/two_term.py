@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from optax import tree
 
+from hfdist.pytree import inners
 from hfdist.step import Proposal, Step, looking_back
 
 
@@ -13,16 +14,15 @@ def two_term(proposal: Proposal) -> Step:
         | ⟨d, A d⟩   ⟨d, A s₋⟩  | |a|   |⟨d, b⟩ |
         | ⟨d, A s₋⟩  ⟨s₋, A s₋⟩ | |c| = |⟨s₋, b⟩|,    A = C + λI,  b = -g,
 
-    an exact rate and momentum (Martens & Grosse 2015, section 7). As A d = b - r, all
-    that it takes is J s₋, and of what is reduced one number. Where the model has no
-    such minimum, or s₋ adds nothing, s₋ is left out: a is then that along d, or 1 where
-    d has no positive curvature.
+    an exact rate and momentum (Martens & Grosse 2015, section 7), from J d and J s₋,
+    and of what is reduced four numbers. Where the model has no such minimum, or s₋ adds
+    nothing, s₋ is left out: a is then that along d, or 1 where d has no positive
+    curvature.
     """
     system, solution, damping, rate, model, previous = proposal
     inner, b, d = system.inner, system.b, solution.x
-    a_d = tree.sub(b, solution.residual)
-    dd, dp = inner(d, a_d), inner(previous, a_d)
-    pp = model.form(previous) + damping * inner(previous, previous)
+    span = d, previous
+    (dd, dp), (_, pp) = model.form(span) + damping * inners(span, span)
 
     # Of d and s₋ at length 1 in A, whose squares could be too small for float32.
     d_length, p_length = (jnp.sqrt(jnp.where(q > 0, q, 1)) for q in (dd, pp))
