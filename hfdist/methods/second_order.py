@@ -21,6 +21,7 @@ from optax import tree
 
 from hfdist import damping as damping_rules
 from hfdist import step_rules
+from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen
 from hfdist.coordinates import full, gram, orthonormal, pulled_back
@@ -169,6 +170,9 @@ class SecondOrder(Method):
             system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
+        last = solution.x
+        with jax.named_scope("backtracking"):
+            solution = backtracked(system, solution, model, learning_rate)
         proposal = Proposal(
             system, solution, damping, learning_rate, model, memory.previous
         )
@@ -180,7 +184,7 @@ class SecondOrder(Method):
             after = model.value_at(step.change)
         if after is not None:
             info = _judged(info, after, params)
-        memory = self._remembered(memory, info, damping, solution.x, step.change)
+        memory = self._remembered(memory, info, damping, last, step.change)
         zeros = tree.zeros_like(params)
         update = tree.cast_like(space.expand(step.change), params)
         update = tree.where(info.accepted, update, zeros)
