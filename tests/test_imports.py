@@ -17,7 +17,7 @@ ROWS = [
     ["jacobian", "losses", "sums", "damping", "first_product", "solvers", "models"],
     ["curvatures", "preconditioners", "probes"],
     ["quadratics"],
-    ["backtracking", "step"],
+    ["backtracking", "samples", "step"],
     ["step_rules"],
     ["coordinates"],
     ["methods", "tasks"],
@@ -47,6 +47,9 @@ ONLY = {
     "preconditioners": {"preconditioner", "pytree"},
     "probes": {"errors", "losses", "parallel", "problem", "pytree", "sums"},
     "backtracking": {"quadratics", "solvers"},
+    "samples": {
+        *("parallel", "preconditioner", "probes", "problem", "pytree", "quadratics"),
+    },
     "step": {"quadratics", "solvers"},
     "step_rules": {"step"},
     "eigenpairs": {"errors"},

@@ -36,10 +36,10 @@ from hfdist.outcome import (
     reduction_ratio,
 )
 from hfdist.parallel import ONE_DEVICE
-from hfdist.preconditioner import Learnt, Preconditioning, learn
-from hfdist.probes import probe
+from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import PyTree, parameter_count, roundoff, widen
 from hfdist.quadratics import Curvature, Value, quadratic, value_and_gradient, value_at
+from hfdist.samples import samples_of
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
 from hfdist.step import Proposal, Rule, Step, looks_back
@@ -61,7 +61,7 @@ class Memory(NamedTuple):
     damping: Array  # (), what the damping rule says of the next λ
     refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
-    learnt: Learnt | None  # what the preconditioner knows; None: there is none
+    learnt: Any  # what the preconditioner knows; None: there is none
     previous: Any  # the step before, for a step rule that looks back; or None
 
 
@@ -119,7 +119,7 @@ class SecondOrder(Method):
         return 0.0
 
     @property
-    def preconditioning(self) -> Preconditioning | None:
+    def preconditioning(self) -> Preconditioner | None:
         """What makes the solver's steps fewer; None: nothing."""
         return None
 
@@ -134,7 +134,7 @@ class SecondOrder(Method):
         damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
         learnt, wide = None, widen(params)
         if preconditioning := self.preconditioning:
-            learnt = Learnt(jnp.int32(0), preconditioning.rule.init(params))
+            learnt = preconditioning.init(params)
         memory = Memory(
             updates=jnp.int32(0),
             damping=damping,
@@ -163,10 +163,13 @@ class SecondOrder(Method):
         system = System(damped_product, b, memory.start, space.inner)
         if preconditioning := self.preconditioning:
             examples = batch if curvature_batch is None else curvature_batch
-            draw = partial(probe, problem, params, examples, devices)
-            learnt = _learnt(preconditioning, memory, damping, draw)
+            samples = samples_of(problem, params, examples, devices)
+            with jax.named_scope("probe"):
+                learnt = preconditioning.learn(
+                    memory.learnt, samples, memory.updates + 1, damping
+                )
             memory = memory._replace(learnt=learnt)
-            precondition = partial(preconditioning.rule.apply, learnt.state, damping)
+            precondition = partial(preconditioning.apply, learnt, damping)
             system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
@@ -277,14 +280,6 @@ class SecondOrder(Method):
         rule = chosen("damping_rule", self.damping_rule, damping_rules)
         damping = rule(damping, outcome).astype(damping.dtype)  # ρ may be wider
         return Memory(updates, damping, refused, start, memory.learnt, previous)
-
-
-def _learnt(preconditioning, memory, damping, draw) -> Learnt:
-    """What is known with this step's probe."""
-    rule, settings = preconditioning
-    with jax.named_scope("probe"):
-        step = memory.updates + 1
-        return learn(rule, settings, memory.learnt, step, damping, draw)
 
 
 def _at(setting: Any, count: Array) -> Any:
