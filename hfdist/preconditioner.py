@@ -25,12 +25,12 @@ class Probes(Settings):
     """How a preconditioner learns: from probes, or from products (nystrom)."""
 
     every: Count = 1
-    """Steps from one probe to the next; each costs about 2/3 of a gradient."""
+    """Steps from one probe to the next, each about 2/3 of a gradient; or from one
+    sketch to the next, each `rank` products (nystrom)."""
     decay: Fraction = 0.95
     """What an average keeps of itself at a new probe; the first probes count alike."""
     refresh: Count = 20
-    """Steps from one inversion of the averages (kronecker), or one sketch (nystrom), to
-    the next."""
+    """Steps from one inversion of the averages to the next (kronecker)."""
     largest_side: Count = 4096
     """Side of a kernel up to which a matrix, not a diagonal, is kept (kronecker)."""
     exponent: Positive = 0.75

@@ -15,8 +15,8 @@ def samples_of(
 ) -> Samples:
     """Probes of G at params, and products with it, over the batch.
 
-    G whatever the curvature of the solve is: M has to be definite. So the products have
-    a linearisation of their own, made where they are: once in many steps.
+    G whatever the curvature of the solve is, as M has to be definite; so the products
+    have a linearisation of their own, made at the steps that call for them.
     """
 
     def product(v):

@@ -144,7 +144,7 @@ def test_a_sketch_that_is_not_finite_counts_for_nothing():
 
 def test_a_sketch_is_made_where_it_is_due_and_kept_between():
     _, product = matrix(np.geomspace(1, 10, N))
-    settings = Probes(rank=3, refresh=4)
+    settings = Probes(rank=3, every=4)
     preconditioner = nystrom(settings)
     samples = Samples(lambda step: None, product)
 

@@ -40,7 +40,8 @@ def nystrom(settings: Probes) -> Preconditioner:
 
     (Frangella et al. 2021, eq. 1.3): eigenvalues Λ + λ of G + λI are brought to that of
     all others at most, λᵣ + λ. r is `rank`, N at most. A sketch is r products at once,
-    with one all-reduce of r N numbers; one that is not finite counts for nothing.
+    with one all-reduce of r N numbers; one that is not finite counts for nothing. Where
+    λᵣ is small, M of an earlier G may cost CG more steps than it saves.
     Memory: r N numbers, three times as many during a sketch, and the activations of r
     forward passes.
     """
@@ -54,7 +55,7 @@ def nystrom(settings: Probes) -> Preconditioner:
     def learn(sketch, samples, step, damping):
         del damping
         update = partial(_sketched, samples, step)
-        return where_due(step, settings.refresh, update, sketch)
+        return where_due(step, settings.every, update, sketch)
 
     return Preconditioner(init, learn, _apply)
 
