@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import hfdist
-from hfdist import CG, SGD, HessianFree, Newton, Probes, losses
+from hfdist import CG, SGD, HessianFree, Newton, losses
 from hfdist.parallel import collectives
 
 LM: Any = "levenberg_marquardt"
@@ -32,7 +32,7 @@ METHODS = {
         cg=CG(max_steps=1),
     ),
     "hf_nystrom": HessianFree(
-        damping=1.0, preconditioner="nystrom", probes=Probes(rank=3)
+        damping=1.0, preconditioner="nystrom", probes=hfdist.Probes(rank=3)
     ),
     "adam": hfdist.Adam(learning_rate=0.1, weight_decay=0.01),
 }
