@@ -38,7 +38,7 @@ class Sketch(NamedTuple):
 def nystrom(settings: Probes) -> Preconditioner:
     """M⁻¹ v = v + U ((λᵣ + λ) (Λ + λ)⁻¹ - I) Uᵀ v,   λᵣ the least of Λ
 
-    (Frangella et al. 2021, eq. 1.3): eigenvalues Λ + λ of G + λI are brought to that of
+    (Frangella et al. 2021): eigenvalues Λ + λ of G + λI are brought to that of
     all others at most, λᵣ + λ. r is `rank`, N at most. A sketch is r products at once,
     with one all-reduce of r N numbers; one that is not finite counts for nothing. Where
     λᵣ is small, M of an earlier G may cost CG more steps than it saves.
