@@ -1,8 +1,8 @@
-"""What makes CG's steps fewer: M⁻¹ ≈ (C + λI)⁻¹, learnt from probes.
+"""What makes CG's steps fewer: M⁻¹ ≈ (C + λI)⁻¹, learnt from samples of G.
 
 The solution of (C + λI) d = -g is the same with M as without, only sooner. M needs no
-names of layers: it learns from the probes V of probes.py, trees like the params with
-E[vec V vec Vᵀ] = G, by averages over steps.
+names of layers: it learns from vectors like the params, the probes V of probes.py with
+E[vec V vec Vᵀ] = G, by averages over steps, or the products G v.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,11 @@ EARLY = (1, 2, 5, 10)  # steps at which all is due: the first probes teach the m
 
 @dataclass(frozen=True, kw_only=True)
 class Probes(Settings):
-    """How a preconditioner learns."""
+    """How a preconditioner learns: from probes, or from products (nystrom)."""
 
     every: Count = 1
-    """Steps from one probe to the next; each costs about 2/3 of a gradient."""
+    """Steps from one probe to the next, each about 2/3 of a gradient; or from one
+    sketch to the next, each `rank` products (nystrom)."""
     decay: Fraction = 0.95
     """What an average keeps of itself at a new probe; the first probes count alike."""
     refresh: Count = 20
@@ -34,59 +35,69 @@ class Probes(Settings):
     """Side of a kernel up to which a matrix, not a diagonal, is kept (kronecker)."""
     exponent: Positive = 0.75
     """Power of E[V²] + λ to divide by (diagonal; Martens 2010: 0.75)."""
+    rank: Count = 10
+    """Products in a sketch, and eigenvalues that it takes out (nystrom)."""
+
+
+class Samples(NamedTuple):
+    """What G is learnt from, over the examples of a step; a call is what costs."""
+
+    probe: Callable[[Array], PyTree]  # step -> V, E[vec V vec Vᵀ] = G, no penalty in it
+    product: Callable[[PyTree], PyTree]  # v -> G v, with the penalty, without λ
 
 
 class Preconditioner(NamedTuple):
     """Pure functions of a state, a pytree of arrays that is part of the method's."""
 
-    init: Callable[[PyTree], Any]  # params -> state, of no probe yet
-    update: Callable[[Any, PyTree, Array], Any]  # state, V, what is kept -> state
-    refresh: Callable[[Any, Array], Any]  # state, λ -> state: inverses of the averages
+    init: Callable[[PyTree], Any]  # params -> state, of no sample yet
+    # state, samples, step counted from 1, λ -> state, with what is due at that step
+    learn: Callable[[Any, Samples, Array, Array], Any]
     apply: Callable[[Any, Array, PyTree], PyTree]  # state, λ, v -> M⁻¹ v, M definite
 
 
-class Preconditioning(NamedTuple):
-    """A preconditioner, and how it learns."""
-
-    rule: Preconditioner
-    settings: Probes
-
-
 class Learnt(NamedTuple):
-    """A preconditioner's state after so many probes."""
+    """The averages of so many probes, and what is made of them."""
 
     probes: Array  # () int32
     state: Any
 
 
-def learn(
-    preconditioner: Preconditioner,
+def averaging(
     settings: Probes,
-    learnt: Learnt,
-    step: Array,
-    damping: Array,
-    draw: Callable[[Array], PyTree],
-) -> Learnt:
-    """The state at a step, counted from 1, after a probe and a refresh where due.
+    init: Callable[[PyTree], Any],  # params -> state
+    update: Callable[[Any, PyTree, Array], Any],  # state, V, what is kept -> state
+    refresh: Callable[[Any, Array], Any],  # state, λ -> state: inverses of the averages
+    apply: Callable[[Any, Array, PyTree], PyTree],  # state, λ, v -> M⁻¹ v
+) -> Preconditioner:
+    """A preconditioner that learns by averages over the probes of steps.
 
     The k-th probe weighs max(1 - decay, 1/k). One that is not finite counts for none.
     """
 
-    def probed(learnt):
-        probe, count = draw(step), learnt.probes + 1
-        kept = jnp.minimum(settings.decay, 1 - 1 / count.astype(damping.dtype))
-        state = preconditioner.update(learnt.state, probe, kept)
-        finite = jnp.isfinite(tree.norm(probe, squared=True))
-        return tree.where(finite, Learnt(count, state), learnt)
+    def learn(learnt, samples, step, damping):
+        def probed(learnt):
+            probe, count = samples.probe(step), learnt.probes + 1
+            kept = jnp.minimum(settings.decay, 1 - 1 / count.astype(damping.dtype))
+            state = update(learnt.state, probe, kept)
+            finite = jnp.isfinite(tree.norm(probe, squared=True))
+            return tree.where(finite, Learnt(count, state), learnt)
 
-    def refreshed(learnt):
-        return learnt._replace(state=preconditioner.refresh(learnt.state, damping))
+        def refreshed(learnt):
+            return learnt._replace(state=refresh(learnt.state, damping))
 
-    def as_it_is(learnt):
-        return learnt
+        learnt = where_due(step, settings.every, probed, learnt)
+        return where_due(step, settings.refresh, refreshed, learnt)
 
-    learnt = jax.lax.cond(due(step, settings.every), probed, as_it_is, learnt)
-    return jax.lax.cond(due(step, settings.refresh), refreshed, as_it_is, learnt)
+    return Preconditioner(
+        init=lambda params: Learnt(jnp.int32(0), init(params)),
+        learn=learn,
+        apply=lambda learnt, damping, v: apply(learnt.state, damping, v),
+    )
+
+
+def where_due(step: Array, every: int, learn: Callable[[Any], Any], state: Any) -> Any:
+    """learn(state) at the steps that are due, the state as it is at others."""
+    return jax.lax.cond(due(step, every), learn, lambda state: state, state)
 
 
 def due(step: Array, every: int) -> Array:

@@ -31,6 +31,9 @@ METHODS = {
         learning_rate=1.0,
         cg=CG(max_steps=1),
     ),
+    "hf_nystrom": HessianFree(
+        damping=1.0, preconditioner="nystrom", probes=hfdist.Probes(rank=3)
+    ),
     "adam": hfdist.Adam(learning_rate=0.1, weight_decay=0.01),
 }
 

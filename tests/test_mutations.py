@@ -78,6 +78,36 @@ MUTATIONS = {
         "w * row",
         "preconditioners",
     ),
+    "leave the damping out of the sketch": (
+        "preconditioners/nystrom.py",
+        "sketch.values + damping",
+        "sketch.values",
+        "nystrom",
+    ),
+    "believe a sketch that is not finite": (
+        "preconditioners/nystrom.py",
+        "tree.where(finite, Sketch(vectors, values_R), sketch)",
+        "Sketch(vectors, values_R)",
+        "nystrom",
+    ),
+    "go back though the loss rises": (
+        "backtracking.py",
+        "(found < lowest) | ~jnp.isfinite(lowest)",
+        "found == found",
+        "backtracking",
+    ),
+    "keep the last iterate's residual": (
+        "backtracking.py",
+        "tree.sub(system.b, system.product(x))",
+        "solution.residual",
+        "backtracking",
+    ),
+    "start warm from where the walk ended": (
+        "methods/second_order.py",
+        "damping, last, step.change",
+        "damping, solution.x, step.change",
+        "backtracking",
+    ),
     "take the step before for the one after": (
         "step_rules/two_term.py",
         "along_p - cosine * along_d",

@@ -45,6 +45,8 @@ LOSS = ("all-reduce", 3 * FLOAT, not IN_LOOP)  # with the squares of its roundin
 # So does ⟨v, C v⟩.
 GRADIENT_AND_FORM = ("all-reduce", (N + 3) * FLOAT, not IN_LOOP)
 PROBE = ("all-reduce", (N + 1) * FLOAT, not IN_LOOP)  # with Σ w
+# Three products at once, with the gradient of their own linearisation.
+SKETCH = ("all-reduce", (3 * N + N + 2) * FLOAT, not IN_LOOP)
 PRODUCT = ("all-reduce", N * FLOAT, IN_LOOP)
 # XLA lets the product at CG's start ride along with the gradient.
 GRADIENT_AND_PRODUCT = ("all-reduce", (2 * N + 2) * FLOAT, not IN_LOOP)
@@ -57,6 +59,7 @@ COLLECTIVES = {
     "hf_finite_difference": [GRADIENT, PRODUCT],
     "hf_warm_lm": [GRADIENT_AND_PRODUCT, PRODUCT, LOSS],
     "hf_kronecker": [GRADIENT_AND_FORM, PROBE, PRODUCT],
+    "hf_nystrom": [GRADIENT, SKETCH, PRODUCT],
     "newton": [MATRIX],
     "newton_gauss_newton_lm": [MATRIX, LOSS],
     "adam": [GRADIENT],

@@ -24,6 +24,7 @@ from hfdist.runs.saver import Saver
 from together import children_of, run_together, small_disk, train_losses, wait_for
 
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
+NYSTROM = "--method.preconditioner nystrom --method.probes.rank 4"
 KFAC = "--method.preconditioner kronecker --method.step-rule two_term"
 LM = "--method.damping-rule levenberg_marquardt --method.warm-start 0.9"
 COMMANDS = {1: ["-m", "hfdist"], 2: ["launch/local.py", "--processes", "2", "--"]}
@@ -137,8 +138,11 @@ def test_a_run_killed_again_and_again_equals_one_that_was_not(settings, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_what_a_step_has_learnt_for_the_next_is_kept(settings, tmp_path, processes):
-    arguments = [HF, *settings, *KFAC.split(), "--method.probes.every", "3"]
+@pytest.mark.parametrize("learnt", [KFAC, NYSTROM])
+def test_what_a_step_has_learnt_for_the_next_is_kept(
+    settings, tmp_path, processes, learnt
+):
+    arguments = [HF, *settings, *learnt.split(), "--method.probes.every", "3"]
     run_dir = ["--run-dir", tmp_path / "run"]
     code, output = finish([*arguments, "--max-steps", "7", *run_dir], processes)
     assert code == 0, output

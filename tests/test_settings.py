@@ -173,7 +173,7 @@ REFUSED = [
     *((MLP, "hidden", x, r"hidden\[1\] .* a whole") for x in ((3, "4"), (3, True))),
     (MLP, "hidden", (10**10,), r"hidden\[0\] is .*: use at most 2147483647"),
     (MLP, "activation", jax.nn.relu, "activation is .*: use one of relu"),
-    *((CG, "max_steps", x, "use at") for x in (0, 10**10)),
+    *((CG, "max_steps", x, "use at") for x in (-1, 10**10)),
     *((CG, "max_steps", x, WHOLE) for x in (None, 2.5, "5")),
     *((CG, "rtol", x, ZERO) for x in (-1, "x", None, np.inf, a_schedule)),
     (CG, "rtol", 1e300, "use a number that is 0 or more, and from 1.2e-38 to 3.4e"),

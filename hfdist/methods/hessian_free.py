@@ -8,7 +8,7 @@ from hfdist.checks import NonNegative, known
 from hfdist.choices import choices, chosen
 from hfdist.errors import UsageError
 from hfdist.methods.second_order import SecondOrder
-from hfdist.preconditioner import Preconditioning, Probes
+from hfdist.preconditioner import Probes
 from hfdist.solvers.cg import CG
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ class HessianFree(SecondOrder):
     """Start CG from this multiple of the last solution, for one more product a step
     (Martens: 0.95); 0: start from 0."""
     preconditioner: PreconditionerName = "none"
-    """What CG is preconditioned by: nothing, or G's diagonal or Kronecker factors."""
+    """What CG is preconditioned by: nothing, or G's diagonal, Kronecker factors, or
+    largest eigenvalues (nystrom)."""
     probes: Probes = field(default_factory=Probes)
-    """How a preconditioner learns these, from random products."""
+    """How a preconditioner learns these, from random vectors."""
     cg: CG = field(default_factory=CG)
 
     def __post_init__(self):
@@ -63,7 +64,7 @@ class HessianFree(SecondOrder):
         if self.preconditioner == "none":
             return None
         make = chosen("preconditioner", self.preconditioner, preconditioners)
-        return Preconditioning(make(self.probes), self.probes)
+        return make(self.probes)
 
     @property
     def solver(self):

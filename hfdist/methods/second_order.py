@@ -21,6 +21,7 @@ from optax import tree
 
 from hfdist import damping as damping_rules
 from hfdist import step_rules
+from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen
 from hfdist.coordinates import full, gram, orthonormal, pulled_back
@@ -31,15 +32,10 @@ from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
 from hfdist.outcome import Outcome, before_the_step
 from hfdist.parallel import ONE_DEVICE
-from hfdist.preconditioner import Learnt, Preconditioning, learn
-from hfdist.probes import probe
+from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
-from hfdist.quadratics import (
-    Curvature,
-    quadratic,
-    value_and_gradient,
-    value_at,
-)
+from hfdist.quadratics import Curvature, quadratic, value_and_gradient, value_at
+from hfdist.samples import samples_of
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
 from hfdist.step import Proposal, Rule, looks_back
@@ -58,7 +54,7 @@ class Memory(NamedTuple):
     damping: Array  # (), what the damping rule says of the next λ
     refused: Array  # () int32, steps refused in a row
     start: Any  # where the solver starts, like params; None: from 0
-    learnt: Learnt | None  # what the preconditioner knows; None: there is none
+    learnt: Any  # what the preconditioner knows; None: there is none
     previous: Any  # the step before, for a rule that looks back; or None
     hindsight: Hindsight | None  # on the steps before, for such a damping rule
 
@@ -117,7 +113,7 @@ class SecondOrder(Method):
         return 0.0
 
     @property
-    def preconditioning(self) -> Preconditioning | None:
+    def preconditioning(self) -> Preconditioner | None:
         """What makes the solver's steps fewer; None: nothing."""
         return None
 
@@ -129,7 +125,7 @@ class SecondOrder(Method):
     def init(self, params):
         learnt, wide = None, widen(params)
         if preconditioning := self.preconditioning:
-            learnt = Learnt(jnp.int32(0), preconditioning.rule.init(params))
+            learnt = preconditioning.init(params)
         info = initial_info(params, _at(self.damping, jnp.int32(0)))
         # A copy: no buffer may stand twice in a state that a caller donates.
         damping = jnp.copy(info.damping) if self.adaptive else 0 * info.damping
@@ -165,13 +161,19 @@ class SecondOrder(Method):
         system = System(damped_product, b, memory.start, space.inner)
         if preconditioning := self.preconditioning:
             examples = batch if curvature_batch is None else curvature_batch
-            draw = partial(probe, problem, params, examples, devices)
-            learnt = _learnt(preconditioning, memory, damping, draw)
+            samples = samples_of(problem, params, examples, devices)
+            with jax.named_scope("probe"):
+                learnt = preconditioning.learn(
+                    memory.learnt, samples, memory.updates + 1, damping
+                )
             memory = memory._replace(learnt=learnt)
-            precondition = partial(preconditioning.rule.apply, learnt.state, damping)
+            precondition = partial(preconditioning.apply, learnt, damping)
             system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
+        last = solution.x
+        with jax.named_scope("backtracking"):
+            solution = backtracked(system, solution, model, learning_rate)
         proposal = Proposal(
             system, solution, damping, learning_rate, model, memory.previous
         )
@@ -183,7 +185,7 @@ class SecondOrder(Method):
             after = model.value_at(step.change)
         if after is not None:
             info = judged(info, after, params)
-        memory = self._remembered(memory, info, damping, solution.x, step.change)
+        memory = self._remembered(memory, info, damping, last, step.change)
         zeros = tree.zeros_like(params)
         update = tree.cast_like(space.expand(step.change), params)
         update = tree.where(info.accepted, update, zeros)
@@ -299,14 +301,6 @@ class SecondOrder(Method):
             start=start,
             previous=previous,
         )
-
-
-def _learnt(preconditioning, memory, damping, draw) -> Learnt:
-    """What is known with this step's probe."""
-    rule, settings = preconditioning
-    with jax.named_scope("probe"):
-        step = memory.updates + 1
-        return learn(rule, settings, memory.learnt, step, damping, draw)
 
 
 def _at(setting: Any, count: Array) -> Any:

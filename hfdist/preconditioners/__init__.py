@@ -1,1 +1,1 @@
-"""Preconditioners learnt from probes, one a file: Probes -> Preconditioner."""
+"""Preconditioners learnt from samples of G, one a file: Probes -> Preconditioner."""

@@ -3,7 +3,7 @@
 import jax
 from optax import tree
 
-from hfdist.preconditioner import Preconditioner, Probes
+from hfdist.preconditioner import Preconditioner, Probes, averaging
 from hfdist.pytree import widen
 
 
@@ -28,4 +28,4 @@ def diagonal(settings: Probes) -> Preconditioner:
             lambda s, v: v / (s + damping) ** settings.exponent, squares, vector
         )
 
-    return Preconditioner(init, update, refresh, apply)
+    return averaging(settings, init, update, refresh, apply)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_solve
 
-from hfdist.preconditioner import Preconditioner, Probes
+from hfdist.preconditioner import Preconditioner, Probes, averaging
 from hfdist.pytree import PyTree, widen
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -43,7 +43,8 @@ def kronecker(settings: Probes) -> Preconditioner:
     in which both factors are damped in the same proportion to their mean eigenvalues.
     Other leaves are divided by E[V²] + λ. Memory: 2 (m² + n²) numbers for a kernel.
     """
-    return Preconditioner(
+    return averaging(
+        settings,
         init=partial(_init, settings.largest_side),
         update=_update,
         refresh=_refresh,

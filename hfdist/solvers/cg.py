@@ -9,7 +9,9 @@ from jax import Array
 from optax import tree
 
 from hfdist.checks import NonNegative, Whole
+from hfdist.errors import UsageError
 from hfdist.pytree import PyTree
+from hfdist.solvers.iterates import FIRST, Iterates, none_yet, with_iterate
 from hfdist.solvers.solution import Reason, Solution, not_positive
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
@@ -24,6 +26,7 @@ class _At(NamedTuple):
     rz: Array  # (), ⟨r, M⁻¹ r⟩
     rr: Array  # (), ⟨r, r⟩
     values: Array | None  # (max_steps + 1,), φ after each step so far; None: unused
+    iterates: Iterates | None  # kept so far; None: none are
     k: Array  # () int32
     reason: Array  # () int32, a Reason; STEPS_USED_UP: none to end
 
@@ -58,8 +61,21 @@ class CG(Solver):
     progress: NonNegative = 0.0
     """ε, the progress a step to stop at, relative to all progress so far (Martens:
     5e-4); 0: never for that."""
+    stored: Annotated[int, Whole(0)] = 0
+    """Most iterates to keep, the newest of those after 5, 7, 9, 11, 15, … steps; from
+    the last the step goes back over them while f falls (Martens 2010: CG backtracking).
+    Each takes N numbers; 0: no going back."""
 
     by_inner_products = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stored and self.max_steps <= FIRST:
+            raise UsageError(
+                f"CG.stored is {self.stored}, but the first iterate is kept after "
+                f"{FIRST} steps, and max_steps is {self.max_steps}: use stored=0, or "
+                f"more steps"
+            )
 
     def solve(self, system):
         if not self.max_steps:
@@ -81,11 +97,13 @@ class CG(Solver):
             return z, inner(at.r, z)
 
         def step(at):
-            x, r, p, rz, _, values, k, _ = at
+            x, r, p, rz, _, values, iterates, k, _ = at
             a_p = system.product(p)
             p_a_p = inner(p, a_p)
             positive = p_a_p > 0  # False for NaN too
             alpha = jnp.where(positive, rz / jnp.where(positive, p_a_p, 1), 0)
+            if iterates is not None:
+                iterates = with_iterate(iterates, x, k, self.max_steps, positive)
             x = tree.add_scale(x, alpha, p)
             r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)
             rr, reason = inner(r, r), _reason(p_a_p)
@@ -93,11 +111,13 @@ class CG(Solver):
                 values = values.at[k + 1].set(values[k] - alpha * rz / 2)
                 slow = _slowed(values, k + 1, self.progress) & (rr > threshold)
                 reason = jnp.where(slow & positive, Reason.PROGRESS_SLOWED, reason)
-            at = _At(x, r, p, rz, rr, values, k + 1, reason)
+            at = _At(x, r, p, rz, rr, values, iterates, k + 1, reason)
             z, rz_next = preconditioned(at)
             return at._replace(p=tree.add_scale(z, rz_next / rz, p), rz=rz_next)
 
         at = _started(system, self.max_steps if self.progress else None)
+        if self.stored:
+            at = at._replace(iterates=none_yet(b, self.max_steps, self.stored))
         z, rz = preconditioned(at)
         at = jax.lax.while_loop(unfinished, step, at._replace(p=z, rz=rz))
         x = _or_steepest(system, not_positive(at.reason) & (at.k == 1), at.x)
@@ -105,11 +125,12 @@ class CG(Solver):
         at_end = jnp.where(at.rr > threshold, at.reason, Reason.CONVERGED)
         at_end = jnp.where(jnp.isfinite(at.rr), at_end, Reason.NOT_FINITE)
         reason = jnp.where(at.reason == Reason.STEPS_USED_UP, at_end, at.reason)
-        return Solution(x, at.r, relative_residual, at.k, reason)
+        return Solution(x, at.r, relative_residual, at.k, reason, at.iterates)
 
     def held(self, unknowns, examples):
-        # x, r, p, A p and b; each twice, and XXᵀ, in gram coordinates.
-        return 5 * unknowns * (2 if examples else 1) + examples**2
+        # x, r, p, A p, b and what is stored; twice, and XXᵀ, in gram coordinates.
+        vectors = (5 + self.stored) * (2 if examples else 1)
+        return vectors * unknowns + examples**2
 
 
 def _first_direction(system: System) -> Solution:
@@ -131,7 +152,8 @@ def _started(system: System, most: int | None) -> _At:
     values = None
     if most is not None:
         values = jnp.zeros(most + 1, rr.dtype).at[0].set(-inner(x, tree.add(b, r)) / 2)
-    return _At(x, r, r, rr, rr, values, jnp.int32(0), jnp.int32(Reason.STEPS_USED_UP))
+    zero, going = jnp.int32(0), jnp.int32(Reason.STEPS_USED_UP)
+    return _At(x, r, r, rr, rr, values, None, zero, going)
 
 
 def _slowed(values: Array, i: Array, progress: float) -> Array:

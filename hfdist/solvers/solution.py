@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jax import Array
 
 from hfdist.pytree import PyTree
+from hfdist.solvers.iterates import Iterates
 
 
 class Reason(IntEnum):
@@ -33,6 +34,7 @@ class Solution(NamedTuple):
     relative_residual: Array  # (), ‖b - A x‖ / ‖b‖; 0 for b = 0, NaN for no residual
     steps: Array  # () int32, CG steps taken; 0 for a direct solve
     reason: Array  # () int32, a Reason
+    iterates: Iterates | None = None  # before x, that were kept; None: none were
 
     @property
     def indefinite(self) -> Array:
