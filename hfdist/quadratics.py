@@ -115,6 +115,8 @@ def value_at(
     if penalised(problem):
         loss += penalty(problem, widen(moved))
     rounding = jnp.abs(loss) * jnp.finfo(loss.dtype).eps
+    # Where these overflow f itself may not: a step to there is evidence all the same.
+    squares = jnp.where(jnp.isfinite(squares), squares, 0)
     return Value(loss, rounding + jnp.sqrt(squares) / weight_sum)
 
 

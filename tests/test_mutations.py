@@ -210,6 +210,12 @@ MUTATIONS = {
         "jnp.isfinite(size) & (size < 0)",
         "levenberg_marquardt",
     ),
+    "excuse any loss whose rounding overflows": (
+        "quadratics.py",
+        "jnp.where(jnp.isfinite(squares), squares, 0)",
+        "squares",
+        "value_at",
+    ),
     "leave the penalty out of the products": (
         "quadratics.py",
         "product if penalised(problem) else mean_product",

@@ -95,3 +95,14 @@ def test_it_does_not_depend_on_padding():
     value = jax.jit(lambda batch: value_at(CASE.problem, CASE.params, batch, ALONE, D))
     values = [value(examples).loss for examples in (padded.batch, batch)]
     assert values[0] == pytest.approx(float(values[1]), rel=1e-14)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(np.float32, 1e17), (np.float64, 1e150)])
+def test_its_rounding_does_not_overflow_before_it_does(dtype, step):
+    """Else no increase of the loss up to there would count as one."""
+    problem = hfdist.Problem(lambda w, batch: w, hfdist.losses.squared_error)
+    batch = {"targets": jnp.zeros((1, 1), dtype)}
+    w, d = jnp.zeros((1, 1), dtype), jnp.full((1, 1), step, dtype)
+    there = jax.jit(lambda d: value_at(problem, w, batch, ALONE, d))(d)
+    assert np.isfinite(there.loss)
+    assert there.rounding < 1e-5 * there.loss
