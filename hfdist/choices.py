@@ -6,10 +6,13 @@ file, and nothing to register.
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from hfdist.checks import check_choice
+
+Rule = TypeVar("Rule", bound=Callable)
 
 
 def choices(package: ModuleType) -> tuple[str, ...]:
@@ -24,3 +27,14 @@ def chosen(setting: str, name: str, package: ModuleType) -> Any:
     """
     check_choice(setting, name, choices(package))
     return getattr(importlib.import_module(f"{package.__name__}.{name}"), name)
+
+
+def looking_back(rule: Rule) -> Rule:
+    """Mark a step or damping rule as one for which the previous step is kept."""
+    rule.looks_back = True  # pyright: ignore[reportFunctionMemberAccess]
+    return rule
+
+
+def looks_back(rule: Callable) -> bool:
+    """Whether a rule is marked so."""
+    return getattr(rule, "looks_back", False)

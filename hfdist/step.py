@@ -1,7 +1,7 @@
 """What a step rule is given, and what it returns."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jax import Array
 
@@ -31,15 +31,3 @@ class Step(NamedTuple):
 
 
 Rule = Callable[[Proposal], Step]
-Choice = TypeVar("Choice", bound=Callable)
-
-
-def looking_back(rule: Choice) -> Choice:
-    """Mark a step or damping rule as one for which the previous step is kept."""
-    rule.looks_back = True  # pyright: ignore[reportFunctionMemberAccess]
-    return rule
-
-
-def looks_back(rule: Callable) -> bool:
-    """Whether a rule is marked so."""
-    return getattr(rule, "looks_back", False)

@@ -136,3 +136,19 @@ def test_bfloat16_steps_below_rounding_keep_damping():
     _, infos = run(optimizer, carry, batch, 300)
     assert infos.damping[-1] <= 1.0
     assert np.mean(infos.accepted) > 0.9
+
+
+@pytest.mark.parametrize("method", [METHODS["cg"], METHODS["dense"]])
+def test_a_step_that_is_nothing_beside_another_param_is_judged(method):
+    """An arctangent, which a full step overshoots; the params are 26 orders apart."""
+
+    def predict(p, batch):
+        return jnp.arctan(1e20 * p["small"] * batch["inputs"]) + 0 * p["large"]
+
+    problem = hfdist.Problem(predict, hfdist.losses.squared_error)
+    params = {"small": jnp.float64(3e-20), "large": jnp.float64(1e6)}
+    optimizer, carry = start(method, problem, params)
+    batch = {"inputs": jnp.ones((1, 1)), "targets": jnp.zeros((1, 1))}
+    _, infos = run(optimizer, carry, batch, 1)
+    assert infos.loss_after[0] > infos.loss[0]
+    assert infos.refusal[0] == Refusal.LOSS_ROSE

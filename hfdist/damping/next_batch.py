@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import Array
 
+from hfdist.choices import looking_back
 from hfdist.outcome import Outcome, adapted
-from hfdist.step import looking_back
 
 AIM = 0.6  # the rate t that λ is moved to
 GAIN = 0.4

@@ -1,5 +1,7 @@
 """What is known of a step, from the solve and from the loss after it."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 from optax import tree
@@ -48,10 +50,12 @@ def measured(value: Array, proposal: Proposal, step: Step) -> Info:
 
 def judged(info: Info, after: Value, params: PyTree) -> Info:
     """The info with what the loss after the step says of it."""
-    # A step shorter than the rounding of the params is no evidence of anything.
-    shortest = roundoff(params) * tree.norm(widen(params))
-    resolution = ROUNDINGS * after.rounding
-    resolution = jnp.where(info.step_norm > shortest, resolution, jnp.inf)
+    # A step shorter than the rounding of the params is no evidence of anything, unless
+    # much of the loss hangs on it: params may be orders of magnitude apart.
+    u = roundoff(params)
+    short = info.step_norm <= u * tree.norm(widen(params))
+    short &= jnp.abs(info.predicted_decrease) <= math.sqrt(u) * jnp.abs(info.loss)
+    resolution = jnp.where(short, jnp.inf, ROUNDINGS * after.rounding)
 
     decrease = info.loss - after.loss
     rho = reduction_ratio(decrease, info.predicted_decrease, resolution)

@@ -23,7 +23,7 @@ from hfdist import damping as damping_rules
 from hfdist import step_rules
 from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
-from hfdist.choices import choices, chosen
+from hfdist.choices import choices, chosen, looks_back
 from hfdist.coordinates import full, gram, orthonormal, pulled_back
 from hfdist.errors import UsageError
 from hfdist.first_product import Shorter, first_product, shorten
@@ -38,7 +38,7 @@ from hfdist.quadratics import Curvature, quadratic, value_and_gradient, value_at
 from hfdist.samples import samples_of
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
-from hfdist.step import Proposal, Rule, looks_back
+from hfdist.step import Proposal, Rule
 
 if TYPE_CHECKING:
     DampingRule = StepRule = str

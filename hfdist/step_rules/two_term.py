@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 from optax import tree
 
+from hfdist.choices import looking_back
 from hfdist.pytree import inners
-from hfdist.step import Proposal, Step, looking_back
+from hfdist.step import Proposal, Step
 
 
 @looking_back
