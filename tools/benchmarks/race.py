@@ -20,7 +20,7 @@ from racing import problems
 from racing.contest import Contest, Contestant, Entrant
 from racing.loop import Course, Limits, course, run
 from racing.reading import best
-from racing.standings import Run, measurements, table, write_csv
+from racing.standings import Run, measurements, tables, write_csv
 
 # In a grid: a time to a target is coarser, and evaluations take as long as training.
 GRID_SPACING = 1.2
@@ -30,7 +30,7 @@ class Raced(NamedTuple):
     """A race that is over."""
 
     contest: Contest
-    races: list[Run]
+    runs: list[Run]
     files: list[Path]
 
 
@@ -42,27 +42,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--grid-seconds", type=float, help="training of each point of a grid")
     add("--seed", type=int, default=0, help="of the params and the batches")
     add("--contestants", metavar="A,B", help="these alone, by their names")
-    add("--out", type=Path, default=Path("race"), metavar="DIR")
+    add("--out", type=Path, default=Path("runs/race"), metavar="DIR")
 
 
 def report(arguments: argparse.Namespace) -> Raced | list[Measurement]:
     """The race; for JSON its figures. The CSV and the figure are written."""
     raced = race(arguments)
-    return measurements(raced.contest, raced.races) if arguments.json else raced
+    return measurements(raced.contest, raced.runs) if arguments.json else raced
 
 
 def show(raced: Raced) -> None:
-    """A table for people."""
-    contest = raced.contest
-    header, rows = table(contest, raced.races)
+    """Tables for people."""
     device = jax.devices()[0].device_kind
-    title = (
-        f"{_label(contest)}, {device}, {os.cpu_count()} cores, jax {jax.__version__}"
-    )
-    print_table(rows, header, title, justify="right")
+    print(f"{device}, {os.cpu_count()} cores, jax {jax.__version__}")
+    for title, header, rows in tables(raced.contest, raced.runs):
+        print_table(rows, header, title, justify="right")
     print(
-        "gradients: operations over those of the gradient of one batch; × best: over "
-        "the best first-order one\n"
+        "gradients: operations over those of the gradient of one batch\n"
+        "× best: over the best first-order one\n"
         f"Written: {', '.join(map(str, raced.files))}"
     )
 
@@ -83,8 +80,8 @@ def race(arguments: argparse.Namespace) -> Raced:
             runs.append(_raced(contest, ground, contestant, tried))
             write_csv(runs, trials, table_path)
     curves = {run.contestant.name: _curve(contest, run) for run in runs}
-    label = _label(contest)
-    figures = races.draw(curves, label, contest.targets, contest.times, prefix)
+    lines = contest.targets, contest.times
+    figures = races.draw(curves, contest.label, *lines, prefix)
     return Raced(contest, runs, [table_path, *figures])
 
 
@@ -133,12 +130,6 @@ def _curve(contest: Contest, run: Run) -> races.Curve:
     passes = [run.passes(mark.gradients) for mark in run.marks]
     values = [mark.value(contest.quantity) for mark in run.marks]
     return np.array(seconds), np.array(passes), np.array(values)
-
-
-def _label(contest: Contest) -> str:
-    """What is on the vertical axis."""
-    of = "training" if contest.quantity == "loss" else "test"
-    return f"{of} {words(contest.quantity)}"
 
 
 def _contest(arguments: argparse.Namespace) -> Contest:

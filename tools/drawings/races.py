@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
 
 from drawings import style
 
@@ -36,7 +35,6 @@ def draw(
         style.log_scale(axes, "y")
     for time in times:
         over_seconds.axvline(time, color="#444444", linewidth=1, linestyle=":")
-    over_passes.xaxis.set_major_formatter(EngFormatter(sep=""))
     over_seconds.set_ylabel(quantity)
     style.legend(drawn, looks)
     return style.save(drawn, prefix)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from hfdist.methods.method import Method
 from hfdist.runs.config import Config, load
+from hfdist.runs.progress import words
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -39,6 +40,12 @@ class Contest(NamedTuple):
     spacing: float  # of evaluations: the next after so many times more steps
     targets: tuple[float, ...] = ()  # of the quantity, the hardest last
     times: tuple[float, ...] = ()  # seconds
+
+    @property
+    def label(self) -> str:
+        """What is compared, for people."""
+        of = "training" if self.quantity == "loss" else "test"
+        return f"{of} {words(self.quantity)}"
 
 
 def untuned(config: Config) -> Contestant:

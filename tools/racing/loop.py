@@ -113,7 +113,10 @@ def _training(
     @cache
     def scan(count: int) -> Any:
         chunk = place_chunk(source.chunk(0, count), None)
-        return make_scan(optimizer, prepare).lower(carry, chunk).compile()
+        program = make_scan(optimizer, prepare).lower(carry, chunk).compile()
+        # The first call is slower than the others: it is made on a copy.
+        jax.block_until_ready(program(jax.tree.map(jnp.copy, carry), chunk))
+        return program
 
     def gradient(params: Any, chunk: Chunk):
         batch = prepare(jax.tree.map(lambda a: a[0], chunk))

@@ -26,29 +26,47 @@ class Run(NamedTuple):
         return count * self.entrant.batch_size / self.examples
 
 
-def table(contest: Contest, runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
-    """A header, and a row for each contestant."""
-    header = ["", "settings"]
-    for target in contest.targets:
-        header += [f"s to {target:g}", "steps", "gradients", "× best"]
+class Table(NamedTuple):
+    """A line for each contestant."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Any]]
+
+
+def tables(contest: Contest, runs: Sequence[Run]) -> list[Table]:
+    """The settings, then each target, then the times."""
+    settings = [
+        [run.contestant.name, run.entrant.settings, len(run.contestant.grid)]
+        for run in runs
+    ]
+    made = [Table("", ["", "settings", "best of"], settings)]
+    made += [_to_target(contest, runs, target) for target in contest.targets]
+    return [*made, _at_times(contest, runs)] if contest.times else made
+
+
+def _to_target(contest: Contest, runs: Sequence[Run], target: float) -> Table:
+    rows = []
+    best = _least(runs, lambda run: _seconds(contest, run, target))
+    for run in runs:
+        row: list[Any] = [run.contestant.name]
+        if at := _reached(contest, run, target):
+            gradients = at.gradients if math.isfinite(at.gradients) else None
+            row += [at.seconds, round(at.steps), gradients, _ratio(at.seconds, best)]
+        rows.append(row + [None] * (5 - len(row)))
+    title = f"to a {contest.label} of {target:g}"
+    return Table(title, ["", "seconds", "steps", "gradients", "× best"], rows)
+
+
+def _at_times(contest: Contest, runs: Sequence[Run]) -> Table:
+    header, rows = [""], [[run.contestant.name] for run in runs]
     for time in contest.times:
         header += [f"after {time:g} s", "× best"]
-    return header, [_row(contest, runs, run) for run in runs]
-
-
-def _row(contest: Contest, runs: Sequence[Run], run: Run) -> list[Any]:
-    row: list[Any] = [run.contestant.name, run.entrant.settings]
-    for target in contest.targets:
-        at = _reached(contest, run, target)
-        seconds = at.seconds if at else None
-        best = _least(runs, lambda r, t=target: _seconds(contest, r, t))
-        steps = round(at.steps) if at else None
-        row += [seconds, steps, at.gradients if at else None, _ratio(seconds, best)]
-    for time in contest.times:
-        value = _value(contest, run, time)
-        best = _least(runs, lambda r, t=time: _value(contest, r, t))
-        row += [value, _ratio(value, best)]
-    return row
+        best = _least(runs, lambda run, time=time: _value(contest, run, time))
+        for row, run in zip(rows, runs, strict=True):
+            value = _value(contest, run, time)
+            row += [value, _ratio(value, best)]
+    return Table(contest.label, header, rows)
 
 
 def measurements(contest: Contest, runs: Sequence[Run]) -> list[Measurement]:
@@ -84,8 +102,8 @@ def write_csv(races: Iterable[Run], trials: Iterable[Run], path: Path) -> None:
             "seconds": mark.seconds,
             "steps": mark.steps,
             "epochs": run.passes(mark.steps),
-            "gradient_equivalents": mark.gradients,
-            "gradient_passes": run.passes(mark.gradients),
+            "gradient_equivalents": _or_blank(mark.gradients),
+            "gradient_passes": _or_blank(run.passes(mark.gradients)),
             "loss": mark.loss,
             **{f"test_{name}": value for name, value in mark.figures.items()},
         }
@@ -122,6 +140,11 @@ def _least(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | No
     """The least of the first-order contestants' figures."""
     figures = [of(run) for run in runs if run.contestant.first_order]
     return min((f for f in figures if f is not None), default=None)
+
+
+def _or_blank(count: float) -> float | str:
+    """What is not known is left blank."""
+    return count if math.isfinite(count) else ""
 
 
 def _ratio(value: float | None, best: float | None) -> float | None:

@@ -15,9 +15,9 @@ def wide() -> Contest:
         contestants=(
             untuned(config),
             tuned_by("mnist/wide_kronecker.py"),
-            first_order("SGD", SGD, (0.1, 0.3, 1.0), (64, 256)),
-            first_order("Nesterov", Momentum, (0.03, 0.1, 0.3), (64, 256)),
-            first_order("Adam", Adam, (5e-4, 1e-3, 3e-3), (64, 256)),
+            first_order("SGD", SGD, (0.1, 0.3, 1.0), (32, 64, 256)),
+            first_order("Nesterov", Momentum, (0.1, 0.3, 1.0), (64, 256, 512)),
+            first_order("Adam", Adam, (1e-3, 3e-3, 1e-2), (64, 256, 512)),
             quasi_newton(LBFGS, (10_000, 60_000)),
         ),
         quantity="loss",
