@@ -1,11 +1,9 @@
 """The race of optimisers: its clock, its readings, its choice of a grid, its files."""
 
 import csv
-import itertools
 import json
 import math
 import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -190,12 +188,36 @@ def test_lbfgs_comes_to_the_least_squares_solution():
     assert info.loss == pytest.approx(np.mean(residual**2))
 
 
+class Clock:
+    """A second passes from one reading to the next, however long that takes."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+    def delaying(self, function):
+        """The function, in which much time passes."""
+
+        def slow(*args):
+            self.now += 1000
+            return function(*args)
+
+        return slow
+
+
 @pytest.fixture
-def contest(tmp_path, monkeypatch):
-    """A small one, whose clock says that every scan takes a second."""
-    ticks = itertools.count()
-    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+def clock(monkeypatch):
+    """By which every scan takes a second."""
+    clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def contest(tmp_path, clock):
+    """A small one."""
     config = Config(
         method=hfdist.HessianFree(),
         model=MLP(hidden=(5,)),
@@ -244,6 +266,15 @@ def test_the_marks_are_spaced_and_at_the_times_asked_for(contest):
     assert len(loop.run(ground, sgd, enough)) == 4
 
 
+def test_neither_compiling_nor_evaluating_is_on_the_clock(contest, clock, monkeypatch):
+    monkeypatch.setattr(loop, "make_scan", clock.delaying(loop.make_scan))
+    ground = loop.course(contest, seed=0)
+    ground = ground._replace(measure=clock.delaying(ground.measure))
+    run = loop.run(ground, contest.contestants[1].grid[0], Limits(4.0, 1.1))
+    assert [mark.seconds for mark in run] == [0, 1, 2, 3, 4]
+    assert clock.now > 5000
+
+
 def test_a_fixed_batch_is_the_first_one_in_every_step(contest):
     ground = loop.course(contest, seed=0)
     fixed = entrant("", hfdist.SGD(learning_rate=0.5), 16, fixed=True)
@@ -265,7 +296,7 @@ def test_the_table_has_ratios_to_the_best_first_order_one():
         standings.Run(Contestant(name, (1, 2), first), entrant("so"), marks(curve), 160)
         for (name, first), curve in zip(names, curves, strict=True)
     ]
-    made = Contest(None, (), "loss", 1.0, 1.0, 1.1, targets=(2.0,), times=(1.0,))  # pyright: ignore
+    made = Contest(None, (), "loss", 1.0, 1.0, 1.1, targets=(2.0,), times=(1.0,))
     settings, to_target, at_times = standings.tables(made, runs)
     assert settings.rows[1] == ["SGD", "so", 2]
     assert to_target.title == "to a training loss of 2"

@@ -112,7 +112,6 @@ def write_csv(races: Iterable[Run], trials: Iterable[Run], path: Path) -> None:
         for mark in run.marks
     ]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(lines[0]))
             writer.writeheader()
