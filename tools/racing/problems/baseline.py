@@ -15,7 +15,7 @@ def baseline() -> Contest:
         contestants=(
             untuned(config),
             tuned(method, 64, "λ 1, α 1"),
-            first_order("SGD", SGD, (0.1, 0.3, 1.0), (64, 256)),
+            first_order("SGD", SGD, (0.1, 0.3, 1.0), (32, 64, 256)),
             first_order("Nesterov", Momentum, (0.03, 0.1, 0.3), (64, 256)),
             first_order("Adam", Adam, (1e-3, 3e-3, 1e-2), (64, 256)),
             quasi_newton(LBFGS, (10_000, 60_000)),
