@@ -357,6 +357,18 @@ def test_json_is_a_list_of_figures_of_the_contestants_named(
     assert all(one.keys() == {"name", "value", "limit", "unit"} for one in said)
 
 
+@pytest.mark.parametrize(("seconds", "read"), [("5", "2"), ("2", "2"), ("1", "1")])
+def test_a_shorter_race_is_read_at_the_times_in_it_or_at_its_end(
+    seconds, read, contest, monkeypatch, tmp_path, capsys
+):
+    timed = contest._replace(times=(2.0, 9.0), targets=(), quantity="accuracy")
+    options = ("--contestants", "HF-untuned", "--seconds", seconds, "--out", tmp_path)
+    assert race(monkeypatch, timed, "--problem", "wide", *options, "--json") == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["name"] == f"HF-untuned: accuracy after {read} s"
+    assert 0 <= said["value"] <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -57,11 +57,10 @@ def show(raced: Raced) -> None:
     print(f"{device}, {os.cpu_count()} cores, jax {jax.__version__}")
     for title, header, rows in tables(raced.contest, raced.runs):
         print_table(rows, header, title, justify="right")
-    print(
-        "gradients: operations over those of the gradient of one batch\n"
-        "× best: over the best first-order one\n"
-        f"Written: {', '.join(map(str, raced.files))}"
-    )
+    if raced.contest.targets:
+        print("gradients: operations over those of the gradient of one batch")
+    print("× best: over the best first-order one")
+    print(f"Written: {', '.join(map(str, raced.files))}")
 
 
 def race(arguments: argparse.Namespace) -> Raced:
@@ -140,12 +139,14 @@ def _contest(arguments: argparse.Namespace) -> Contest:
     names = list(by_name) if wanted is None else wanted.split(",")
     for name in names:
         check_choice("--contestants", name, tuple(by_name))
+    seconds = _seconds("--seconds", arguments.seconds, contest.seconds)
+    share = _seconds("--grid-seconds", arguments.grid_seconds, contest.grid_seconds)
+    times = tuple(time for time in contest.times if time <= seconds)
     return contest._replace(
         contestants=tuple(one for one in contest.contestants if one.name in names),
-        seconds=_seconds("--seconds", arguments.seconds, contest.seconds),
-        grid_seconds=_seconds(
-            "--grid-seconds", arguments.grid_seconds, contest.grid_seconds
-        ),
+        seconds=seconds,
+        grid_seconds=share,
+        times=times or (seconds,) * bool(contest.times),  # of a shorter race, its end
     )
 
 
