@@ -5,6 +5,7 @@
     python tools/bench.py checkpoint [--json]  # what saving costs
     python tools/bench.py exact [--json]     # the exact step, and HF-GN beside SGD
     python tools/bench.py pipeline [--json]  # reading batches, beside their steps
+    python tools/bench.py race --problem wide [--json]  # optimisers from one start
 
 Seconds vary from machine to machine and hour to hour; a ratio of two things timed in
 turn on the same machine does not. Medians over interleaved repeats.
@@ -14,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from benchmarks import race
 from benchmarks.exact import exact
 from benchmarks.measurement import Measurement, print_measurements
 from benchmarks.pipeline import pipeline
@@ -42,10 +44,20 @@ def missed(measurements: Sequence[Measurement]) -> int:
 
 
 def main() -> int:
-    """Run one benchmark; exit code 1 if a limit is missed."""
-    parser = command_line.parser("Ratios beside their limits.")
-    parser.add_argument("benchmark", choices=BENCHMARKS)
+    """Run one benchmark; exit code 1 if a limit is missed, 2 for a caller's mistake."""
+    parser = command_line.parser("Ratios beside their limits, and a race.")
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    made = {
+        name: commands.add_parser(name, allow_abbrev=False)
+        for name in (*BENCHMARKS, "race")
+    }
+    for one in made.values():
+        # Where it is left out the answer of the parser above stays.
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    race.add_options(made["race"])
     arguments = parser.parse_args()
+    if arguments.benchmark == "race":
+        return command_line.run("bench", arguments, race.report, race.show)
     return command_line.run("bench", arguments, report, print_measurements, missed)
 
 
