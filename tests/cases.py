@@ -31,6 +31,7 @@ METHODS = {
         learning_rate=1.0,
         cg=CG(max_steps=1),
     ),
+    "hf_untuned": HessianFree(),
     "hf_nystrom": HessianFree(
         damping=1.0, preconditioner="nystrom", probes=hfdist.Probes(rank=3)
     ),

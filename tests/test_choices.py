@@ -103,7 +103,7 @@ words = [
     for word in ("--method." + name.replace("_", "-"), value)
 ]
 chosen = load(config, words)
-assert chosen.method == hfdist.HessianFree(**choices)
+assert chosen.method == hfdist.HessianFree(damping=4.0, **choices)
 assert from_json(to_json(chosen)) == chosen
 load(config, ["--help"])
 """
@@ -127,7 +127,7 @@ def test_a_choice_is_one_new_file(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     printed = re.sub(r"[\s│]", "", done.stdout)
     for listed in (
-        "{constant,halved,levenberg_marquardt,nielsen}",
+        "{constant,halved,levenberg_marquardt,next_batch,nielsen}",
         "{finite_difference,gauss_newton,hessian,twice_gauss_newton}",
         "{fixed_rate,line_search,quarter,two_term}",
     ):

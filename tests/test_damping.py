@@ -8,6 +8,7 @@ from cases import loop
 from hfdist import HessianFree, Newton, Problem, losses
 from hfdist.damping.constant import constant
 from hfdist.damping.levenberg_marquardt import levenberg_marquardt
+from hfdist.damping.next_batch import next_batch
 from hfdist.damping.nielsen import nielsen
 from hfdist.outcome import Outcome, Refusal, not_finite, reduction_ratio
 
@@ -17,9 +18,9 @@ INF, NAN = float("inf"), float("nan")
 BOUNDS = (1e-3, 1e3)
 
 
-def after(rule, damping, rho=NAN, refusal=Refusal.NONE, refused=0, first=6.0):
+def after(rule, damping, rho=NAN, refusal=Refusal.NONE, refused=0, first=6.0, rate=NAN):
     step = jnp.float64(rho), jnp.int32(refusal), jnp.int32(refused)
-    outcome = Outcome(*step, jnp.float64(first), BOUNDS)
+    outcome = Outcome(*step, jnp.float64(first), BOUNDS, jnp.float64(rate))
     return float(rule(jnp.float64(damping), outcome))
 
 
@@ -56,6 +57,38 @@ def test_levenberg_marquardt(rho, factor):
 )
 def test_nielsen(rho, factor):
     assert after(nielsen, 6.0, rho) == pytest.approx(6 * factor, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("rho", "rate", "damping", "expected"),
+    [
+        (1.0, 0.6, 2.0, 2.0),  # the aim
+        (1.0, 1.1, 2.0, 2 * np.exp(-0.2)),
+        (1.0, 9.0, 2.0, 2 * np.exp(-0.4)),
+        (NAN, INF, 2.0, 2 * np.exp(-0.4)),
+        (1.0, 0.1, 2.0, 2 * np.exp(0.2)),
+        (1.0, -INF, 2.0, 2 * np.exp(0.4)),
+        (1.0, -INF, 5.0, 6.0),  # not beyond the first
+        (1.0, 9.0, 7e-3, 6e-3),  # nor below a thousandth of it
+        (1.0, -INF, 8.0, 8.0),  # raised by refusals before
+        (1.0, 1.1, 8.0, 8 * np.exp(-0.2)),
+        (1.0, NAN, 2.0, 2.0),  # no evidence
+        (1.0, NAN, 8.0, 6.0),  # back to the first, from above
+        (0.2, 9.0, 5.0, 7.5),  # the model fails
+        (-INF, 9.0, 5.0, 7.5),
+        (0.25, 0.6, 5.0, 5.0),
+    ],
+)
+def test_next_batch(rho, rate, damping, expected):
+    found = after(next_batch, damping, rho, rate=rate)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_next_batch_raises_after_refused_steps_by_ever_more():
+    for refused in (1, 3):
+        raised = after(next_batch, 5.0, -INF, Refusal.LOSS_ROSE, refused, rate=9.0)
+        assert raised == pytest.approx(5 * 1.5**refused)
+    assert after(next_batch, 3.0, -INF, Refusal.LOSS_NOT_FINITE, 5, rate=0.1) == 3.0
 
 
 def test_nielsen_doubles_what_it_raises_by_and_keeps_its_bounds():

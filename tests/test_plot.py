@@ -23,7 +23,7 @@ from hfdist.runs.config import Config, to_json
 from hfdist.tasks.idx import IDX
 from toolkit import recorded
 
-HF = hfdist.HessianFree()
+HF = hfdist.HessianFree(damping=4.0)
 
 
 def make_run(folder, method, losses, cg_steps=3, rho=math.nan, **settings):
@@ -65,9 +65,9 @@ def drawn(*folders):
     [
         (hfdist.SGD(), 3),
         (HF, 3 + 3 * 4),
-        (hfdist.HessianFree(curvature="hessian"), 3 + 3 * 6),
-        (hfdist.HessianFree(curvature="finite_difference"), 3 + 3 * 3),
-        (hfdist.HessianFree(warm_start=0.9), 3 + 4 * 4),
+        (hfdist.HessianFree(damping=4.0, curvature="hessian"), 3 + 3 * 6),
+        (hfdist.HessianFree(damping=4.0, curvature="finite_difference"), 3 + 3 * 3),
+        (hfdist.HessianFree(damping=4.0, warm_start=0.9), 3 + 4 * 4),
         (hfdist.HessianFree(damping_rule="levenberg_marquardt"), 3 + 3 * 4 + 1),
     ],
 )

@@ -106,7 +106,7 @@ def test_an_unknown_loss_of_many_outputs_is_refused():
         return batch["inputs"] @ params
 
     batch = {"inputs": jnp.ones((2, 3)), "targets": jnp.ones((2, 65))}
-    optimizer = HessianFree(preconditioner="kronecker").build(
+    optimizer = HessianFree(damping=4.0, preconditioner="kronecker").build(
         hfdist.Problem(predict, log_cosh)
     )
     params = jnp.ones((3, 65))
@@ -303,7 +303,7 @@ def test_on_badly_scaled_inputs_the_same_cg_steps_lead_further():
 
 
 def test_the_input_reduction_steps_aside():
-    method = HessianFree(preconditioner="kronecker")
+    method = HessianFree(damping=4.0, preconditioner="kronecker")
     said = method.explain(CASE.problem, CASE.params, CASE.batch)
     assert said == "solves for all 39 params, as the solver is preconditioned"
 

@@ -243,7 +243,11 @@ def test_the_switch_and_what_is_said_of_it():
     assert total == 111
     cases = {
         "input_reduction is off": (unreduced(newton), problem, batch),
-        "the solver starts warm": (HessianFree(warm_start=0.9), problem, batch),
+        "the solver starts warm": (
+            HessianFree(damping=4.0, warm_start=0.9),
+            problem,
+            batch,
+        ),
         "memory for 814 numbers": (METHODS["hf"], problem, batch),
         "no matrix of inputs": (newton, problem, {"images": batch["inputs"]}),
         "more than once": (newton, problem._replace(predict=skip_connection), batch),
@@ -341,7 +345,7 @@ def test_it_never_costs_memory(hidden, examples):
         lowered = update.lower(optimizer.init(params), params, batch)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    method = HessianFree(cg=CG(max_steps=10))
+    method = HessianFree(damping=4.0, cg=CG(max_steps=10))
     assert temporaries(method) <= temporaries(unreduced(method))
 
 
@@ -353,7 +357,8 @@ sys.modules["jax.extend"] = sys.modules["jax.extend.core"] = None
 import jax.numpy as jnp, hfdist
 problem = hfdist.Problem(lambda p, b: b["inputs"] @ p, hfdist.losses.squared_error)
 batch = {"inputs": jnp.ones((2, 5)), "targets": jnp.ones((2, 1))}
-for method in (hfdist.SGD(), hfdist.HessianFree(), hfdist.Newton(damping=1.0)):
+hf = hfdist.HessianFree(damping=4.0)
+for method in (hfdist.SGD(), hf, hfdist.Newton(damping=1.0)):
     optimizer, params = method.build(problem), jnp.zeros((5, 1))
     _, state = optimizer.update(None, optimizer.init(params), params, batch=batch)
     assert state.info.accepted

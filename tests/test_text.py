@@ -408,7 +408,7 @@ def test_a_run_that_was_continued_equals_one_that_was_not(file, tmp_path):
     def run(folder, steps):
         return train(
             Config(
-                method=HessianFree(cg=CG(max_steps=2)),
+                method=HessianFree(damping=4.0, cg=CG(max_steps=2)),
                 model=Transformer(layers=1, heads=2, width=WIDTH),
                 data=Text(file=file, context=CONTEXT),
                 batch_size=16,

@@ -19,7 +19,7 @@ config = Config(
         probes=Probes(every=4),
         step_rule="two_term",
         learning_rate=1.0,
-        cg=CG(max_steps=1),
+        cg=CG(max_steps=0),
     ),
     model=Autoencoder(),
     data=Reconstruction(),

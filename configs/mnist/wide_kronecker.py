@@ -13,12 +13,12 @@ from hfdist.runs.config import Config
 
 config = Config(
     method=HessianFree(
-        damping=0.03,
+        damping=0.003,
         preconditioner="kronecker",
         probes=Probes(every=8, refresh=40),
         step_rule="two_term",
         learning_rate=1.0,
-        cg=CG(max_steps=1),
+        cg=CG(max_steps=0),
     ),
     model=MLP(hidden=(128,)),
     batch_size=512,

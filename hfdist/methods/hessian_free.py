@@ -1,7 +1,8 @@
 """Hessian-free Newton and Gauss-Newton: products and conjugate gradients."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal
 
 from hfdist import preconditioners
 from hfdist.checks import NonNegative, known
@@ -17,12 +18,29 @@ else:
     PreconditionerName = Literal[("none", *choices(preconditioners))]
 
 
+# What HessianFree() is: λ that adapts, and one preconditioned direction a step with an
+# exact rate and momentum.
+UNTUNED: dict[str, Any] = {
+    "damping": 1.0,
+    "damping_rule": "next_batch",
+    "learning_rate": 1.0,
+    "step_rule": "two_term",
+    "preconditioner": "kronecker",
+    "probes": Probes(every=4),
+    "cg": CG(max_steps=0),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HessianFree(SecondOrder):
     """w ← w + α d with d from truncated CG on (C + λI) d = -∇f(w) (paper, Algorithm 2).
 
     curvature="gauss_newton" is Hessian-free Gauss-Newton (paper: λ = 4), "hessian"
     Hessian-free Newton (paper: λ = 32); both with α = 0.5.
+
+    Without `damping` what is not given is `UNTUNED`, which needs no settings: λ adapts,
+    preconditioned by Kronecker factors, with two-term steps. A damping is kept, with
+    the paper's method around it.
     """
 
     warm_start: NonNegative = 0.0
@@ -69,3 +87,14 @@ class HessianFree(SecondOrder):
     @property
     def solver(self):
         return self.cg
+
+
+def _untuned_without_damping(init):
+    @wraps(init)
+    def untuned(self, **given):
+        init(self, **(given if "damping" in given else UNTUNED | given))
+
+    return untuned
+
+
+HessianFree.__init__ = _untuned_without_damping(HessianFree.__init__)

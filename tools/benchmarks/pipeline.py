@@ -15,7 +15,10 @@ from hfdist.tasks.idx import IDX, MNIST
 from hfdist.tasks.pipeline import GlobalBatches, chunks
 
 BATCH, EPOCHS, STEPS = 64, 5, 938  # steps an epoch
-METHODS = {"SGD": hfdist.SGD(learning_rate=0.1), "HF-GN": hfdist.HessianFree()}
+METHODS = {
+    "SGD": hfdist.SGD(learning_rate=0.1),
+    "HF-GN": hfdist.HessianFree(damping=4.0),
+}
 
 
 def pipeline() -> list[Measurement]:

@@ -13,7 +13,7 @@ from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_newest, saved_in
 
 ROUNDS = 3
-BASELINE = Config(method=hfdist.HessianFree())
+BASELINE = Config(method=hfdist.HessianFree(damping=4.0))
 # The autoencoder's layers, and ten classes for the trainer to measure.
 LARGE = Config(
     method=hfdist.SGD(learning_rate=0.01),

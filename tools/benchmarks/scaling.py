@@ -144,7 +144,7 @@ def _measure() -> dict[str, float]:
     predict, params = functional(MLP(hidden=AUTOENCODER).build(784, 784, 0))
     problem = hfdist.Problem(predict, hfdist.losses.squared_error)
     cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
-    method = hfdist.HessianFree(cg=cg, input_reduction=False)
+    method = hfdist.HessianFree(damping=4.0, cg=cg, input_reduction=False)
     optimizer = method.build(problem, mesh)
     carry = params, _ = replicate((params, optimizer.init(params)), mesh)
     weak = _batch(EXAMPLES * jax.process_count(), mesh)

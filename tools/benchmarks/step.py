@@ -31,7 +31,7 @@ def step() -> list[Measurement]:
     """The cost of a training step against what it must cost."""
     return [
         *trainer_overhead("SGD", hfdist.SGD(learning_rate=0.1)),
-        *trainer_overhead("HF-GN", hfdist.HessianFree()),
+        *trainer_overhead("HF-GN", hfdist.HessianFree(damping=4.0)),
         *product_over_gradient("784-10-10", (10,), 10, batch=64, limit=1.0),
         *product_over_gradient("784-128-10", (128,), 10, batch=64, limit=1.0),
         *product_over_gradient("autoencoder", AUTOENCODER, 784, batch=512, limit=4 / 3),
@@ -137,7 +137,7 @@ def step_operations(
     """
     problem, params, data = example(hidden, 10, batch)
     devices = collectives(None)
-    optimizer = hfdist.HessianFree().build(problem)
+    optimizer = hfdist.HessianFree(damping=4.0).build(problem)
     state = optimizer.init(params)
 
     def model_and_products(params, *vectors):

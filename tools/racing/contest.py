@@ -1,10 +1,13 @@
 """What a race is: a problem, what is to be reached, and who runs."""
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from hfdist import Adam, HessianFree
 from hfdist.methods.method import Method
 from hfdist.runs.config import Config, load
 from hfdist.runs.progress import words
@@ -88,3 +91,19 @@ def quasi_newton(make: Callable[[], Method], batch_sizes: Iterable[int]) -> Cont
         for size in batch_sizes
     )
     return Contestant("L-BFGS", grid, first_order=True)
+
+
+def against_adam(path: str, seconds: float, batch_size: int | None = None) -> Contest:
+    """HessianFree() against Adam at its usual rate, on a task of configs/."""
+    config = load(CONFIGS / path)
+    size = batch_size or config.batch_size
+    config = replace(config, method=HessianFree(), batch_size=size)
+    return Contest(
+        config=config,
+        contestants=(untuned(config), first_order("Adam", Adam, (1e-3,), (size,))),
+        quantity="loss",
+        times=(seconds,),
+        seconds=seconds,
+        grid_seconds=seconds,
+        spacing=math.inf,
+    )

@@ -105,7 +105,7 @@ def _training(
     problem, params = config.build_problem()
     optimizer = entrant.method.build(problem)
     source = GlobalBatches(course.examples, size, config.seed)
-    most = 1 if fixed else source.most(LENGTHS[0])
+    most = 1 if fixed else source.most(LENGTHS[0], size)
     prepare = partial(prepared, config.data, dtype=config.dtype)
     # Copies: no buffer may stand twice in what is donated.
     carry = jax.tree.map(jnp.copy, (params, optimizer.init(params)))

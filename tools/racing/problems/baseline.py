@@ -8,7 +8,7 @@ from racing.lbfgs import LBFGS
 
 def baseline() -> Contest:
     """Seconds to a training loss of 0.22."""
-    config = Config(method=HessianFree())
+    config = Config(method=HessianFree(), batch_size=512)
     method = HessianFree(damping=1.0, learning_rate=1.0)
     return Contest(
         config=config,
