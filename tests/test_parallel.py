@@ -42,8 +42,8 @@ N, FLOAT, INT = 39, 8, 8  # parameters of the case; bytes of its numbers
 IN_LOOP = True
 GRADIENT = ("all-reduce", (N + 2) * FLOAT, not IN_LOOP)  # with Σ w l and Σ w
 LOSS = ("all-reduce", 3 * FLOAT, not IN_LOOP)  # with the squares of its rounding
-# So does ⟨v, C v⟩.
-GRADIENT_AND_FORM = ("all-reduce", (N + 3) * FLOAT, not IN_LOOP)
+FORM = ("all-reduce", 4 * FLOAT, not IN_LOOP)  # ⟨v, C v⟩ of two vectors
+LOSS_AND_FORM = ("all-reduce", (3 + 1) * FLOAT, not IN_LOOP)  # of the step before
 PROBE = ("all-reduce", (N + 1) * FLOAT, not IN_LOOP)  # with Σ w
 # Three products at once, with the gradient of their own linearisation.
 SKETCH = ("all-reduce", (3 * N + N + 2) * FLOAT, not IN_LOOP)
@@ -58,7 +58,8 @@ COLLECTIVES = {
     "hf_hessian": [GRADIENT, PRODUCT],
     "hf_finite_difference": [GRADIENT, PRODUCT],
     "hf_warm_lm": [GRADIENT_AND_PRODUCT, PRODUCT, LOSS],
-    "hf_kronecker": [GRADIENT_AND_FORM, PROBE, PRODUCT],
+    "hf_kronecker": [GRADIENT, PROBE, PRODUCT, FORM],
+    "hf_untuned": [GRADIENT, PROBE, FORM, LOSS_AND_FORM],
     "hf_nystrom": [GRADIENT, SKETCH, PRODUCT],
     "newton": [MATRIX],
     "newton_gauss_newton_lm": [MATRIX, LOSS],
