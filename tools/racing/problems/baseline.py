@@ -1,6 +1,6 @@
 """The paper's network, 784-10-10 on MNIST: 7,960 params."""
 
-from hfdist import SGD, Adam, HessianFree, Momentum
+from hfdist import SGD, Adam, HessianFree, Momentum, Probes
 from hfdist.runs.config import Config
 from racing.contest import Contest, first_order, quasi_newton, tuned, untuned
 from racing.lbfgs import LBFGS
@@ -9,12 +9,12 @@ from racing.lbfgs import LBFGS
 def baseline() -> Contest:
     """Seconds to a training loss of 0.22."""
     config = Config(method=HessianFree(), batch_size=512)
-    method = HessianFree(damping=1.0, learning_rate=1.0)
+    method = HessianFree(probes=Probes(every=8, refresh=80))
     return Contest(
         config=config,
         contestants=(
             untuned(config),
-            tuned(method, 64, "λ 1, α 1"),
+            tuned(method, 512, "probes every 8, refreshed every 80 steps"),
             first_order("SGD", SGD, (0.1, 0.3, 1.0), (32, 64, 256)),
             first_order("Nesterov", Momentum, (0.03, 0.1, 0.3), (64, 256)),
             first_order("Adam", Adam, (1e-3, 3e-3, 1e-2), (64, 256)),
