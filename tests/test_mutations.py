@@ -234,6 +234,24 @@ MUTATIONS = {
         "return params",
         "dtypes",
     ),
+    "measure the next batch's slope and not its curvature": (
+        "hindsight.py",
+        "model.form([step])[0, 0]",
+        "inner(step, step)",
+        "hindsight",
+    ),
+    "raise the damping for noise without end": (
+        "damping/next_batch.py",
+        "jnp.maximum(damping, first)",
+        "jnp.inf",
+        "damping",
+    ),
+    "look for the length along the solution alone": (
+        "step_rules/two_term.py",
+        "span = d, previous",
+        "span = d, tree.zeros_like(previous)",
+        "step_rules",
+    ),
     "keep a schedule's first value": (
         "methods/second_order.py",
         "return setting(count) if callable(setting) else setting",

@@ -24,6 +24,13 @@ TASKS = {
     "mnist/autoencoder": f"{CG} --batch-size 64",
     "mnist/convnet": f"{CG} --batch-size 16",
     "mnist/wide": CG,
+    # Every piece of Hessian-free at once.
+    "mnist/wide_kronecker": (
+        "--method.damping 1 --method.damping-rule next_batch --method.warm-start 0.9 "
+        "--method.cg.max-steps 8 --method.cg.rtol 0 --method.cg.progress 1e-4 "
+        "--method.cg.stored 2 --curvature-fraction 0.5 --batch-size 64 "
+        "--batch-growth 2 128"
+    ),
     "text/shakespeare": f"{CG} --batch-size 4 --model.layers 2",
     "table/diabetes": "",
     "physics/poisson": "",
