@@ -12,7 +12,7 @@ from jax import Array
 from optax import tree
 
 from hfdist.quadratics import Quadratic
-from hfdist.solvers.solution import Solution
+from hfdist.solvers.solution import Solution, relative
 from hfdist.solvers.system import System
 
 
@@ -58,8 +58,7 @@ def backtracked(
 
     x, residual = jax.lax.cond(j > 0, replaced, lambda: (solution.x, solution.residual))
     inner, b = system.inner, system.b
-    rr, bb = inner(residual, residual), inner(b, b)
-    relative_residual = jnp.sqrt(rr / jnp.maximum(bb, jnp.finfo(bb.dtype).tiny))
+    relative_residual = relative(inner(residual, residual), inner(b, b))
     return solution._replace(
         x=x, residual=residual, relative_residual=relative_residual
     )

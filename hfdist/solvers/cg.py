@@ -12,7 +12,7 @@ from hfdist.checks import NonNegative, Whole
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree
 from hfdist.solvers.iterates import FIRST, Iterates, none_yet, with_iterate
-from hfdist.solvers.solution import Reason, Solution, not_positive
+from hfdist.solvers.solution import Reason, Solution, not_positive, relative
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
 
@@ -121,11 +121,10 @@ class CG(Solver):
         z, rz = preconditioned(at)
         at = jax.lax.while_loop(unfinished, step, at._replace(p=z, rz=rz))
         x = _or_steepest(system, not_positive(at.reason) & (at.k == 1), at.x)
-        relative_residual = jnp.sqrt(at.rr / jnp.maximum(bb, jnp.finfo(bb.dtype).tiny))
         at_end = jnp.where(at.rr > threshold, at.reason, Reason.CONVERGED)
         at_end = jnp.where(jnp.isfinite(at.rr), at_end, Reason.NOT_FINITE)
         reason = jnp.where(at.reason == Reason.STEPS_USED_UP, at_end, at.reason)
-        return Solution(x, at.r, relative_residual, at.k, reason, at.iterates)
+        return Solution(x, at.r, relative(at.rr, bb), at.k, reason, at.iterates)
 
     def held(self, unknowns, examples):
         # x, r, p, A p, b and what is stored; twice, and XXᵀ, in gram coordinates.

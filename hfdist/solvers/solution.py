@@ -3,6 +3,7 @@
 from enum import IntEnum
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 from hfdist.pytree import PyTree
@@ -40,6 +41,11 @@ class Solution(NamedTuple):
     def indefinite(self) -> Array:
         """() bool, whether A was seen not to be positive definite."""
         return not_positive(self.reason)
+
+
+def relative(rr: Array, bb: Array) -> Array:
+    """‖r‖ / ‖b‖ from the squares, 0 for b = 0."""
+    return jnp.sqrt(rr / jnp.maximum(bb, jnp.finfo(bb.dtype).tiny))
 
 
 def not_positive(reason: Array) -> Array:
