@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 import hfdist
 from hfdist import CG, SGD, HessianFree, Newton, losses
+from hfdist.models.mlp import MLP
+from hfdist.models.model import functional
 from hfdist.parallel import collectives
 
 LM: Any = "levenberg_marquardt"
@@ -176,6 +178,18 @@ CASES = [
     for activation in ACTIVATIONS
     for examples, weighted in ((7, False), (8, True))
 ]
+
+
+def network(inputs, outputs, examples, seed):
+    """(problem, params, batch) of a library's MLP with 6 units, in float64."""
+    predict, params = functional(MLP(hidden=(6,)).build(inputs, outputs, 0))
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+    rng = np.random.default_rng(seed)
+    batch = {
+        "inputs": jnp.asarray(rng.normal(size=(examples, inputs))),
+        "labels": jnp.asarray(rng.integers(0, outputs, examples)),
+    }
+    return hfdist.Problem(predict, losses.softmax_cross_entropy), params, batch
 
 
 def relative_error(actual, expected) -> float:

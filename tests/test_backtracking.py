@@ -10,11 +10,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hfdist
-from cases import Case, loop, relative_error
+from cases import Case, loop, network, relative_error
 from hfdist import CG, HessianFree, System
 from hfdist.backtracking import backtracked
-from hfdist.models.mlp import MLP
-from hfdist.models.model import functional
 from hfdist.quadratics import Quadratic, Value
 from hfdist.solvers.iterates import Iterates, marks
 from hfdist.solvers.solution import Reason, Solution
@@ -193,14 +191,7 @@ def test_a_warm_start_goes_on_from_the_last_iterate():
 
 @pytest.mark.parametrize("devices", mostly_slow([1, 2, 4], [4]))
 def test_in_the_span_of_the_inputs_the_walk_is_the_same(devices):
-    predict, params = functional(MLP(hidden=(6,)).build(60, 3, seed=0))
-    params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
-    rng = np.random.default_rng(3)
-    batch = {
-        "inputs": jnp.asarray(rng.normal(size=(8, 60))),
-        "labels": jnp.asarray(rng.integers(0, 3, 8)),
-    }
-    problem = hfdist.Problem(predict, hfdist.losses.softmax_cross_entropy)
+    problem, params, batch = network(inputs=60, outputs=3, examples=8, seed=3)
 
     def after(devices=1, reduced=True, **settings):
         method = HessianFree(

@@ -13,10 +13,10 @@ import pytest
 import bench
 import hfdist
 import idx_files
+from cases import network
 from hfdist.choices import choices, chosen
 from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
-from hfdist.models.model import functional
 from hfdist.quadratics import value_and_gradient
 from hfdist.runs.config import Config
 from hfdist.tasks.idx import IDX
@@ -140,21 +140,9 @@ def test_what_has_no_count_makes_it_unknown():
     assert math.isnan(operations)
 
 
-def example():
-    predict, params = functional(MLP(hidden=(6,)).build(20, 4, 0))
-    params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
-    rng = np.random.default_rng(0)
-    batch = {
-        "inputs": jnp.asarray(rng.normal(size=(512, 20))),
-        "labels": jnp.asarray(rng.integers(0, 4, 512)),
-    }
-    problem = hfdist.Problem(predict, hfdist.losses.softmax_cross_entropy)
-    return problem, params, batch
-
-
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_step_costs_its_gradient_and_a_product_for_each_cg_step(steps):
-    problem, params, batch = example()
+    problem, params, batch = network(inputs=20, outputs=4, examples=512, seed=0)
     method = hfdist.HessianFree(
         damping=1.0, input_reduction=False, cg=hfdist.CG(max_steps=steps, rtol=0.0)
     )
