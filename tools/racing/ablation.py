@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from hfdist import CG, HessianFree, Probes
-from racing.contest import CONFIGS, Contest, Contestant, Entrant, load
+from hfdist.runs.config import load
+from racing.contest import CONFIGS, Contest, Contestant, Entrant
 
 # name: what is changed. Without the Kronecker factors or the two-term step no direction
 # is worth a step by itself, so that CG is given steps.

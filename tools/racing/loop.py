@@ -25,10 +25,11 @@ from hfdist.quadratics import value_and_gradient
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluator
 from hfdist.tasks.examples import Examples, readable
-from hfdist.tasks.pipeline import Chunk, GlobalBatches
+from hfdist.tasks.pipeline import GlobalBatches
 from hfdist.tasks.returned import prepared
 from racing.contest import Contest, Entrant
 from racing.operations import counted
+from toolkit.batches import first_batch
 
 LENGTHS = (64, 16, 4, 1)  # steps in a scan; one program each
 LONGEST = 1 / 20  # of the steps made so far, the next scan's
@@ -118,11 +119,11 @@ def _training(
         jax.block_until_ready(program(jax.tree.map(jnp.copy, carry), chunk))
         return program
 
-    def gradient(params: Any, chunk: Chunk):
-        batch = prepare(jax.tree.map(lambda a: a[0], chunk))
-        return value_and_gradient(problem, params, batch)
+    def gradient(params: Any, batch: Batch):
+        return value_and_gradient(problem, params, prepare(batch))
 
-    _, unit = jax.jit(counted(gradient))(params, source.chunk(0, 1))
+    first = first_batch(course.examples, size, config.seed)
+    _, unit = jax.jit(counted(gradient))(params, first)
     seconds, steps, operations = 0.0, 0, 0.0
     while True:
         yield seconds, steps, operations / unit.item(), carry[0]
