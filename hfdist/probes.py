@@ -3,7 +3,8 @@
     V = Σᵢ Jᵢᵀ √wᵢ Rᵢ εᵢ / √Σ wᵢ,   Rᵢ Rᵢᵀ = H_z of example i,   ε = ±1 per output,
 
 so that E[vec V vec Vᵀ] = Σ wᵢ Jᵢᵀ H_z Jᵢ / Σ wᵢ = G, without the penalty. A probe is
-one Jᵀ product and one all-reduce; the forward pass is the gradient's.
+a forward pass, one Jᵀ product and one all-reduce: it is made at some steps only, behind
+a condition, and so cannot share the gradient's forward pass.
 
 For hfdist's losses R is written down: for softmax, with p the probabilities,
 
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from optax import tree
 
 from hfdist import losses
 from hfdist.errors import UsageError
@@ -60,14 +62,12 @@ def probe(
 
 def _signs(devices: Collectives, step: Array, z: Any) -> Any:
     """±1 for each output of this device's rows."""
-    leaves, structure = jax.tree.flatten(z)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(leaves))
 
-    def drawn(key, leaf):
-        shape = devices.size * len(leaf), *leaf.shape[1:]
-        return devices.share(jax.random.rademacher(key, shape, leaf.dtype))
+    def drawn(key, shape, dtype):
+        whole = devices.size * shape[0], *shape[1:]
+        return devices.share(jax.random.rademacher(key, whole, dtype))
 
-    return structure.unflatten(map(drawn, keys, leaves))
+    return tree.random_like(jax.random.fold_in(jax.random.key(0), step), z, drawn)
 
 
 def _softmax(z: Array, batch: Batch, signs: Array) -> Array:

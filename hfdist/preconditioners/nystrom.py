@@ -84,13 +84,11 @@ def _apply(sketch: Sketch, damping: Array, vector: PyTree) -> PyTree:
 
 def _drawn(step: Array, like: PyTree) -> PyTree:
     """Standard normal numbers, other ones each step and the same on every device."""
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(leaves))
-    drawn = [
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return structure.unflatten(drawn)
+
+    def drawn(key, shape, dtype):
+        return jax.random.normal(key, shape, dtype)
+
+    return tree.random_like(jax.random.fold_in(jax.random.key(0), step), like, drawn)
 
 
 def _inners(a: PyTree, b: PyTree) -> Array:
