@@ -6,7 +6,7 @@ After a step s to w the next batch's model, g₊ and C₊ there, holds along s a
 
 and is least at t = 1 - ⟨g₊, s⟩ / ⟨s, C₊ s⟩: the rate at which s should have been taken
 for examples that did not make it. It costs J s on the next batch, which a two-term step
-takes anyway, and no pass over examples.
+takes anyway: XLA computes it once, and the operations are those without hindsight.
 """
 
 from typing import NamedTuple

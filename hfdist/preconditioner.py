@@ -25,7 +25,7 @@ class Probes(Settings):
     """How a preconditioner learns: from probes, or from products (nystrom)."""
 
     every: Count = 1
-    """Steps from one probe to the next, each about 2/3 of a gradient; or from one
+    """Steps from one probe to the next, each about a gradient; or from one
     sketch to the next, each `rank` products (nystrom)."""
     decay: Fraction = 0.95
     """What an average keeps of itself at a new probe; the first probes count alike."""

@@ -293,10 +293,11 @@ class SecondOrder(Method):
             self.damping_bounds,
             rate(memory.hindsight),
         )
+        # ρ may be wider.
         damping = self._damping_rule(damping, outcome).astype(damping.dtype)
         return memory._replace(
             updates=jnp.asarray(optax.safe_increment(memory.updates)),
-            damping=damping,  # ρ may be wider
+            damping=damping,
             refused=refused,
             start=start,
             previous=previous,
