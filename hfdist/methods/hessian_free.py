@@ -26,7 +26,7 @@ UNTUNED: dict[str, Any] = {
     "learning_rate": 1.0,
     "step_rule": "two_term",
     "preconditioner": "kronecker",
-    "probes": Probes(every=4),
+    "probes": Probes(every=4, refresh=40),
     "cg": CG(max_steps=0),
 }
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import solve_triangular
 
 from hfdist.preconditioner import Preconditioner, Probes, averaging
 from hfdist.pytree import PyTree, widen
@@ -128,7 +128,8 @@ def _inverse(side: Array, damping: Array) -> Array:
         return 1 / (side + damping)
     identity = jnp.eye(len(side), dtype=side.dtype)
     factor = jnp.linalg.cholesky(side + damping * identity)
-    return cho_solve((factor, True), identity)
+    root = solve_triangular(factor, identity, lower=True)
+    return jnp.matmul(root.T, root, precision=HIGHEST)
 
 
 def _times(side: Array, v_MN: Array) -> Array:

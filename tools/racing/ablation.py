@@ -1,4 +1,4 @@
-"""HessianFree() with one piece changed, the others as they are."""
+"""A method with one piece changed, the others as they are."""
 
 import math
 from dataclasses import replace
@@ -8,8 +8,9 @@ from hfdist import CG, HessianFree, Probes
 from hfdist.runs.config import load
 from racing.contest import CONFIGS, Contest, Contestant, Entrant
 
-# name: what is changed. Without the Kronecker factors or the two-term step no direction
-# is worth a step by itself, so that CG is given steps.
+# As it comes, and name: what is changed. Without the Kronecker factors or the two-term
+# step no direction is worth a step by itself, so that CG is given steps.
+UNTUNED = HessianFree()
 PIECES: dict[str, dict[str, Any]] = {
     "as-it-is": {},
     "constant-damping": {"damping_rule": "constant"},
@@ -32,23 +33,46 @@ PIECES: dict[str, dict[str, Any]] = {
 }
 
 
+# Of CG on a whole batch, where many of its steps are worth their price.
+WHOLE = HessianFree(
+    damping=1.0, damping_rule="nielsen", learning_rate=1.0, cg=CG(max_steps=100)
+)
+WHOLE_PIECES: dict[str, dict[str, Any]] = {
+    "as-it-is": {},
+    "constant-damping": {"damping_rule": "constant", "damping": 1e-6},
+    "levenberg-marquardt": {"damping_rule": "levenberg_marquardt"},
+    "warm": {"warm_start": 0.95},
+    "progress": {"cg": CG(max_steps=100, rtol=0.0, progress=5e-4)},
+    "stored": {"cg": CG(max_steps=100, stored=8)},
+    "two-term": {"step_rule": "two_term"},
+    "line-search": {"step_rule": "line_search"},
+    "diagonal": {"preconditioner": "diagonal"},
+    "kronecker": {"preconditioner": "kronecker"},
+    "nystrom": {"preconditioner": "nystrom", "probes": Probes(every=5, rank=50)},
+    "hessian": {"curvature": "hessian"},
+    "hessian-line-search": {"curvature": "hessian", "step_rule": "line_search"},
+}
+
+
 def ablation(
     path: str,
     batch_size: int,
     seconds: float,
     quantity: str = "loss",
     targets: tuple[float, ...] = (),
+    base: HessianFree = UNTUNED,
+    pieces: dict[str, dict[str, Any]] = PIECES,
 ) -> Contest:
     """The pieces on a task of configs/: seconds to targets, or the value at the end."""
     config = replace(load(CONFIGS / path), batch_size=batch_size)
 
     def contestant(name, piece):
-        method = replace(HessianFree(), **piece)
+        method = replace(base, **piece)
         return Contestant(name, (Entrant(method, batch_size, f"batch {batch_size}"),))
 
     return Contest(
-        config=replace(config, method=HessianFree()),
-        contestants=tuple(contestant(*item) for item in PIECES.items()),
+        config=replace(config, method=base),
+        contestants=tuple(contestant(*item) for item in pieces.items()),
         quantity=quantity,
         seconds=seconds,
         grid_seconds=seconds,
