@@ -1,0 +1,34 @@
+"""GPT-2 of 124 million params on files of tokens, by Hessian-free Gauss-Newton.
+
+    hfdist train configs/text/gpt2.py --data.dir FOLDER
+
+FOLDER has train.bin and val.bin, as nanoGPT's data/openwebtext/prepare.py writes them:
+GPT-2's tokens, two bytes each. The network is GPT-2's smallest, without biases: 12
+blocks of 12 heads and width 768, context 1,024, its 50,257 tokens padded to 50,304.
+
+Not trained: it was compiled for its memory alone. 
+"""
+
+from pathlib import Path
+
+from hfdist import CG, HessianFree, Probes
+from hfdist.models.transformer import Transformer
+from hfdist.runs.config import Config
+from hfdist.tasks.tokens import Tokens
+
+config = Config(
+    method=HessianFree(
+        damping=0.01,
+        preconditioner="kronecker",
+        # The side of 50,304 tokens keeps a diagonal: it is above largest_side.
+        probes=Probes(every=8, refresh=80, largest_side=4096),
+        step_rule="two_term",
+        learning_rate=1.0,
+        cg=CG(max_steps=2),
+    ),
+    model=Transformer(layers=12, heads=12, width=768, remat=True),
+    data=Tokens(dir=Path("data/openwebtext"), context=1024, vocabulary=50_304),
+    batch_size=16,
+    epochs=1,
+    evaluation_batch_size=16,
+)

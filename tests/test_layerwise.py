@@ -1,0 +1,182 @@
+"""The layerwise Gauss-Newton matrix against the blocks of a dense one."""
+
+import re
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hfdist
+from cases import ONE_DEVICE, Case, loop, network, relative_error
+from hfdist import CG, HessianFree, losses
+from hfdist.jacobian import with_jacobian
+from hfdist.layers import layers_of
+from hfdist.models.mlp import MLP
+from hfdist.models.model import functional
+from hfdist.models.transformer import Transformer
+from hfdist.quadratics import quadratic
+from quick import mostly_slow
+
+KIND = "layerwise_gauss_newton"
+W = np.ones((2, 2))
+LINEAR = {"kernel": W, "bias": W[0]}
+
+
+@pytest.mark.parametrize(
+    ("params", "layers"),
+    [
+        ({"first": LINEAR, "second": LINEAR}, [[0, 1], [2, 3]]),
+        ({"layers": {0: LINEAR, 2: LINEAR}}, [[0, 1], [2, 3]]),
+        ({"params": {"Dense_0": LINEAR, "Dense_1": LINEAR}}, [[0, 1], [2, 3]]),
+        ([(W, W[0]), (W, W[0])], [[0, 1], [2, 3]]),
+        ({"blocks": [LINEAR, {"a": LINEAR, "b": W}], "head": W}, [[0, 1], [2, 3, 4], [5]]),
+        ({"ends": [W, W], "head": W}, [[0, 1], [2]]),
+        ([W, W], [[0], [1]]),
+        (LINEAR, [[0], [1]]),
+        (W, [[0]]),
+        ({"only": [W]}, [[0]]),
+    ],
+)
+def test_the_layers_of_params(params, layers):
+    assert layers_of(params) == layers
+
+
+def test_the_layers_of_a_transformer():
+    _, params, _ = problems()["transformer"][0]
+    names = [
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    firsts = [names[own[0]] for own in layers_of(params)]
+    assert len(firsts) == 5
+    assert [re.match(r"\['(\w+)'\]", name).group(1) for name in firsts] == [
+        *("blocks", "blocks", "norm", "positions_TD", "tokens_VD"),
+    ]
+
+
+@cache
+def problems():
+    """(problem, params, batch) by name, with what tells the layers of a leaf's path."""
+    model = Transformer(layers=2, heads=2, width=4)
+    predict, params = functional(model.build(5, 7, 0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf + rng.normal(scale=0.3, size=leaf.shape)), params
+    )
+    tokens = rng.integers(0, 7, (4, 6))
+    batch = {
+        "inputs": jnp.asarray(tokens[:, :-1]),
+        "labels": jnp.asarray(tokens[:, 1:]),
+        "weights": jnp.asarray([0.5, 2.0, 1.0, 0.0]),
+    }
+    problem = hfdist.Problem(predict, losses.next_token_cross_entropy)
+    case = Case("squared_error", examples=8, weighted=True)
+    return {
+        "transformer": (
+            (problem, params, batch),
+            r"\['blocks'\]\[\d\]|\['\w+'\]",
+        ),
+        "mlp": (network(5, 3, 8, 0), r"\['layers'\]\[\d\]"),
+        "case": ((case.problem, case.params, case.batch), r"\['\w+'\]"),
+    }
+
+
+def dense_blocks(problem, params, batch, layer):
+    """J and H_z written down, and G's blocks by the names of the leaves."""
+    flat_N, unravel = ravel_pytree(params)
+
+    def outputs(w_N):
+        return problem.predict(unravel(w_N), batch)
+
+    def mean_loss(z):
+        weights_B = batch.get("weights", jnp.ones(len(z)))
+        return jnp.sum(weights_B * problem.loss(z, batch)) / jnp.sum(weights_B)
+
+    z = outputs(flat_N)
+    j_CN = np.asarray(jax.jit(jax.jacobian(outputs))(flat_N)).reshape(z.size, -1)
+    h_CC = np.asarray(jax.hessian(mean_loss)(z)).reshape(z.size, z.size)
+    names = [
+        re.match(layer, jax.tree_util.keystr(path)).group()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for _ in range(leaf.size)
+    ]
+    same_NN = np.array(names)[:, None] == np.array(names)
+    return np.where(same_NN, j_CN.T @ h_CC @ j_CN, 0)
+
+
+@pytest.mark.parametrize("name", mostly_slow(problems(), ["transformer", "mlp"]))
+def test_products_are_those_of_the_dense_blocks(name):
+    (problem, params, batch), layer = problems()[name]
+    blocks_NN = dense_blocks(problem, params, batch, layer)
+    flat_N, unravel = ravel_pytree(params)
+    vs = np.random.default_rng(3).normal(size=(3, flat_N.size))
+
+    @jax.jit
+    def products(params, vs):
+        model = quadratic(problem, params, batch, KIND, ONE_DEVICE)
+        each = [unravel(v) for v in vs]
+        return model.gradient, [model.product(v) for v in each], model.form(each)
+
+    gradient, products_, form = products(params, vs)
+    whole = quadratic(problem, params, batch, "gauss_newton", ONE_DEVICE)
+    assert relative_error(gradient, whole.gradient) < 1e-13
+    for product, v in zip(products_, vs, strict=True):
+        assert relative_error(product, blocks_NN @ v) < 1e-11
+    assert relative_error(form, vs @ blocks_NN @ vs.T) < 1e-11
+
+
+def test_a_written_jacobian_changes_nothing():
+    case = Case("softmax_cross_entropy")
+    written = case.problem._replace(predict=with_jacobian(case.predict))
+    products = [
+        quadratic(problem, case.params, case.batch, KIND).product(case.params)
+        for problem in (case.problem, written)
+    ]
+    assert relative_error(*products) < 1e-12
+
+
+def test_a_product_leaves_out_what_comes_before_a_layer():
+    """Of L layers alike, (L + 1) / 2 whole products, and not L."""
+    depth, width = 8, 32
+    model = MLP(hidden=(width,) * (depth - 1), activation="tanh")
+    predict, params = functional(model.build(width, width, 0))
+    problem = hfdist.Problem(predict, losses.squared_error)
+    batch = {"inputs": jnp.ones((16, width)), "targets": jnp.ones((16, width))}
+
+    def operations(kind, products):
+        def multiplied(params, v):
+            model = quadratic(problem, params, batch, kind)
+            for _ in range(products):
+                v = model.product(v)
+            return v
+
+        compiled = jax.jit(multiplied).lower(params, params).compile()
+        return compiled.cost_analysis()["flops"]
+
+    one, all_of = (
+        operations(kind, 2) - operations(kind, 1) for kind in ("gauss_newton", KIND)
+    )
+    assert all_of / one == pytest.approx((depth + 1) / 2, rel=0.15)
+
+
+METHODS = {
+    "cg": HessianFree(damping=0.5, curvature=KIND, learning_rate=1.0, cg=CG(max_steps=3)),
+    "undamped": HessianFree(damping=0.0, curvature=KIND, cg=CG(max_steps=3)),
+    "untuned": HessianFree(curvature=KIND),
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow(METHODS, ["cg"]))
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_transformer_trains(name, devices):
+    (problem, params, batch), _ = problems()["transformer"]
+    mesh = hfdist.make_mesh(devices)
+    after, infos = loop(METHODS[name].build(problem, mesh), params, batch, steps=8)
+    assert infos[-1].loss < 0.8 * infos[0].loss
+    assert not any(info.indefinite for info in infos)
+    if devices > 1:
+        one, _ = loop(METHODS[name].build(problem), params, batch, steps=8)
+        assert relative_error(after, one) < 1e-8
