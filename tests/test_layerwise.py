@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +52,8 @@ def test_the_layers_of_a_transformer():
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     firsts = [names[own[0]] for own in layers_of(params)]
-    assert len(firsts) == 5
-    assert [re.match(r"\['(\w+)'\]", name).group(1) for name in firsts] == [
-        *("blocks", "blocks", "norm", "positions_TD", "tokens_VD"),
-    ]
+    keys = [name.split("'")[1] for name in firsts]
+    assert keys == ["blocks", "blocks", "norm", "positions_TD", "tokens_VD"]
 
 
 @cache
@@ -99,7 +98,7 @@ def dense_blocks(problem, params, batch, layer):
     j_CN = np.asarray(jax.jit(jax.jacobian(outputs))(flat_N)).reshape(z.size, -1)
     h_CC = np.asarray(jax.hessian(mean_loss)(z)).reshape(z.size, z.size)
     names = [
-        re.match(layer, jax.tree_util.keystr(path)).group()
+        re.findall(layer, jax.tree_util.keystr(path))[0]
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         for _ in range(leaf.size)
     ]
@@ -107,7 +106,7 @@ def dense_blocks(problem, params, batch, layer):
     return np.where(same_NN, j_CN.T @ h_CC @ j_CN, 0)
 
 
-@pytest.mark.parametrize("name", mostly_slow(problems(), ["transformer", "mlp"]))
+@pytest.mark.parametrize("name", mostly_slow(["transformer", "mlp", "case"], ["transformer", "mlp"]))
 def test_products_are_those_of_the_dense_blocks(name):
     (problem, params, batch), layer = problems()[name]
     blocks_NN = dense_blocks(problem, params, batch, layer)
@@ -139,7 +138,8 @@ def test_a_written_jacobian_changes_nothing():
 
 
 def test_a_product_leaves_out_what_comes_before_a_layer():
-    """Of L layers alike, (L + 1) / 2 whole products, and not L."""
+    """Once forth and back each; the whole matrix's product has two terms a layer,
+    but for the first, of which the inputs have no tangent."""
     depth, width = 8, 32
     model = MLP(hidden=(width,) * (depth - 1), activation="tanh")
     predict, params = functional(model.build(width, width, 0))
@@ -154,12 +154,14 @@ def test_a_product_leaves_out_what_comes_before_a_layer():
             return v
 
         compiled = jax.jit(multiplied).lower(params, params).compile()
-        return compiled.cost_analysis()["flops"]
+        cost: Any = compiled.cost_analysis()
+        return cost["flops"]
 
-    one, all_of = (
+    whole, layerwise = (
         operations(kind, 2) - operations(kind, 1) for kind in ("gauss_newton", KIND)
     )
-    assert all_of / one == pytest.approx((depth + 1) / 2, rel=0.15)
+    ratio = depth * (depth + 1) / (4 * depth - 2)
+    assert layerwise / whole == pytest.approx(ratio, rel=0.1)
 
 
 METHODS = {

@@ -1,6 +1,7 @@
 """Blocks that are computed again: the same numbers, in the memory of one block."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def test_steps_over_devices_are_the_same():
 def temporaries(function, *arguments):
     """Bytes of memory that a compiled program takes for what is between."""
     compiled = jax.jit(function).lower(*arguments).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    memory: Any = compiled.memory_analysis()
+    return memory.temp_size_in_bytes
 
 
 @pytest.mark.slow

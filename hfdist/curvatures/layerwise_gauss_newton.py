@@ -18,9 +18,9 @@ def layerwise_gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Su
     has them.
 
     Block diagonal, and positive semidefinite as each block is (Abreu et al. 2025,
-    arXiv 2510.09378). The products of a layer leave out what comes before it in the
-    network: those of L layers alike cost (L + 1) / 2 of the whole matrix's, and more
-    by L - 1 passes of what they share, such as a large output layer.
+    arXiv 2510.09378). The products of a layer pass through what comes after it in the
+    network alone: those of L layers alike cost L + 1 forward passes, and those with the
+    whole matrix 4.
 
     Raises UsageError for a layer without the forward derivative.
     """

@@ -131,7 +131,7 @@ def gradient_equivalents(run: Run) -> np.ndarray:
 
     Forward passes counted as in hfdist/quadratics.py: a gradient is 3, a product with
     the Gauss-Newton matrix 4, with the Hessian 6, by finite differences 3; with the
-    layerwise one 2 (L + 1) for L layers, taken to be alike. A step is a gradient and a
+    layerwise one L + 1 for L layers, taken to be alike. A step is a gradient and a
     product for each CG step (one more for a warm start). An exact solve is N products,
     its factorisation left out. Adapting the damping is a forward pass. So the count is
     of the methods as published: with the input reduction of hfdist/coordinates.py
@@ -153,7 +153,7 @@ def _product(config: Config) -> int:
     """Forward passes that a product takes."""
     method: Any = config.method
     if method.curvature == "layerwise_gauss_newton":
-        return 2 * (len(layers_of(_params(config))) + 1)
+        return len(layers_of(_params(config))) + 1
     return PRODUCT[method.curvature]
 
 
