@@ -88,7 +88,14 @@ def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
             assert float(getattr(info, name)) == expected_value
 
 
-QUICK = {("newton_lm", 1), ("hf", 2), ("hf_layerwise", 2), ("newton", 4), ("hf_lm", 4), ("hf_hessian", 4)}
+QUICK = {
+    ("newton_lm", 1),
+    ("hf", 2),
+    ("hf_layerwise", 2),
+    ("newton", 4),
+    ("hf_lm", 4),
+    ("hf_hessian", 4),
+}
 
 
 @pytest.mark.parametrize(

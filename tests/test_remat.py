@@ -14,7 +14,9 @@ from hfdist import CG, HessianFree, losses
 from hfdist.models.model import functional
 from hfdist.models.transformer import Transformer
 from hfdist.quadratics import quadratic
+from quick import mostly_slow
 
+DEEP = {"layers": 8, "width": 32, "context": 32, "examples": 16}
 KINDS = ("gauss_newton", "hessian", "layerwise_gauss_newton")
 
 
@@ -36,7 +38,7 @@ def product_of(problem, batch, kind, params, v):
     return model.value, model.gradient, model.product(v)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["gauss_newton"]))
 def test_values_gradients_and_products_are_the_same(kind):
     found = []
     for remat in (False, True):
@@ -47,6 +49,7 @@ def test_values_gradients_and_products_are_the_same(kind):
         assert relative_error(again, kept) < 1e-12
 
 
+@pytest.mark.slow
 def test_steps_over_devices_are_the_same():
     method = HessianFree(damping=1.0, warm_start=0.9, cg=CG(max_steps=3, rtol=0.0))
     found = []
@@ -57,23 +60,41 @@ def test_steps_over_devices_are_the_same():
     assert relative_error(*found) < 1e-9
 
 
+def kept(remat):
+    """Bytes that the linearised outputs of 8 blocks keep for products with J."""
+    problem, params, batch = problem_of(remat, **DEEP)
+    run = jax.eval_shape(
+        lambda params: jax.linearize(lambda p: problem.predict(p, batch), params)[1],
+        params,
+    )
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run))
+
+
+def test_what_is_kept_are_the_inputs_of_blocks():
+    assert kept(True) < kept(False) / 8
+
+
 def temporaries(function, *arguments):
-    """Bytes of memory that a compiled program takes for what is between."""
-    compiled = jax.jit(function).lower(*arguments).compile()
+    """Bytes of memory that a compiled program takes for what is between.
+
+    XLA for CPUs drops what keeps a recomputation in its place, optimisation barriers,
+    before it orders the operations, and XLA for GPUs after: here they are kept.
+    """
+    kept: Any = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    compiled = jax.jit(function).lower(*arguments).compile(compiler_options=kept)
     memory: Any = compiled.memory_analysis()
     return memory.temp_size_in_bytes
 
 
 @pytest.mark.slow
-def test_a_product_takes_the_memory_of_one_block():
-    sizes = {"layers": 8, "width": 32, "context": 32, "examples": 16}
+def test_a_step_takes_the_memory_of_one_block():
     products, steps = [], []
     for remat in (False, True):
-        problem, params, batch = problem_of(remat, **sizes)
+        problem, params, batch = problem_of(remat, **DEEP)
         run = partial(product_of, problem, batch, "gauss_newton")
         products.append(temporaries(run, params, params))
         optimizer = HessianFree(damping=1.0, cg=CG(max_steps=3)).build(problem)
         update = partial(optimizer.update, None, batch=batch)
         steps.append(temporaries(update, optimizer.init(params), params))
     for kept, again in (products, steps):
-        assert again < kept / 3
+        assert again < kept / 4

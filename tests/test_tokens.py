@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import hfdist
 import together
 from hfdist import CG, HessianFree, UsageError
 from hfdist.models.transformer import Transformer
@@ -106,7 +105,11 @@ def pickled(path):
         ("a.npy", saved(np.zeros(0, int)), "0 tokens, which are no two windows"),
         ("a.npy", pickled, r"cannot be read \(.*Python objects"),
         ("a.npy", saved(np.full(99, -1)), "token -1 is negative: number the tokens"),
-        ("a.npy", saved(np.full(99, 300)), r"token 300 is outside 0 … 299: give --data"),
+        (
+            "a.npy",
+            saved(np.full(99, 300)),
+            r"token 300 is outside 0 … 299: give --data",
+        ),
     ],
 )
 def test_files_that_are_no_sound_tokens(tmp_path, name, write, words):

@@ -6,7 +6,7 @@ FOLDER has train.bin and val.bin, as nanoGPT's data/openwebtext/prepare.py write
 GPT-2's tokens, two bytes each. The network is GPT-2's smallest, without biases: 12
 blocks of 12 heads and width 768, context 1,024, its 50,257 tokens padded to 50,304.
 
-Not trained: it was compiled for its memory alone. 
+Not trained: it was compiled for its memory alone.
 """
 
 from pathlib import Path

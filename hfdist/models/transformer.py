@@ -88,8 +88,8 @@ class Decoder(nnx.Module):
             raise UsageError(
                 f"a Transformer reads tokens, whole numbers (B, T) with T up to "
                 f"{context}, but was given {tokens_BT.dtype} {tokens_BT.shape}: train "
-                f"it on hfdist.tasks.text.Text or hfdist.tasks.tokens.Tokens, or choose "
-                f"another model"
+                f"it on hfdist.tasks.text.Text or hfdist.tasks.tokens.Tokens, or "
+                f"choose another model"
             )
 
 

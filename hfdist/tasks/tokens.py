@@ -44,8 +44,8 @@ class Tokens(NextToken):
         if len(windows) < 2:
             raise UsageError(
                 f"{path} has {len(tokens):,} tokens, which are no two windows of "
-                f"{self.context} + 1: give a file of at least {2 * self.context + 1:,}, "
-                f"or a smaller --data.context"
+                f"{self.context} + 1: give a file of at least "
+                f"{2 * self.context + 1:,}, or a smaller --data.context"
             )
         self._check_tokens(path, tokens)
         return windows
