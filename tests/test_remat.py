@@ -97,4 +97,4 @@ def test_a_step_takes_the_memory_of_one_block():
         update = partial(optimizer.update, None, batch=batch)
         steps.append(temporaries(update, optimizer.init(params), params))
     for kept, again in (products, steps):
-        assert again < kept / 4
+        assert again < kept / 3

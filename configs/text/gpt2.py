@@ -6,7 +6,11 @@ FOLDER has train.bin and val.bin, as nanoGPT's data/openwebtext/prepare.py write
 GPT-2's tokens, two bytes each. The network is GPT-2's smallest, without biases: 12
 blocks of 12 heads and width 768, context 1,024, its 50,257 tokens padded to 50,304.
 
-Not trained: it was compiled for its memory alone.
+Not trained, and its settings are those that do on small networks. Compiled for one
+H100 on a machine without a GPU it takes 29.0 GB at a batch of 16 windows, and 51.2 GB
+at 32, of which 3.6 GB are the params and the method's state (6.3 numbers a param, 5.3
+of them Kronecker factors). Each array of logits is 3.3 GB at 16 windows. nanoGPT's
+batches are of 480 windows.
 """
 
 from pathlib import Path

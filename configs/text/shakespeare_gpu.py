@@ -3,7 +3,8 @@
     hfdist train configs/text/shakespeare_gpu.py
 
 6 blocks of 6 heads and width 384, context 256, batches of 64, without biases and
-dropout: 10.7 million params.
+dropout: 10.7 million params. Not trained: the method is shakespeare.py's, of a network
+of 0.8 million. Compiled for one H100 on a machine without a GPU it takes 7.3 GB.
 """
 
 from hfdist import CG, HessianFree
