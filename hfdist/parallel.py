@@ -45,12 +45,21 @@ class Collectives(NamedTuple):
     share: Callable[[Any], Any]  # those of all devices -> this device's
     size: int = 1  # number of devices
     replicated: Collection[str] = ()  # entries of a batch that each device has whole
+    micro_batch_size: int | None = None  # examples of a device at a time; None: all
 
 
-def collectives(mesh: Mesh | None, replicated: Collection[str] = ()) -> Collectives:
+def collectives(
+    mesh: Mesh | None,
+    replicated: Collection[str] = (),
+    micro_batch_size: int | None = None,
+) -> Collectives:
     """The functions inside `data_parallel(…, mesh)`; without a mesh they do nothing."""
-    if mesh is None:
+    if mesh is None and micro_batch_size is None:
         return ONE_DEVICE
+    if mesh is None:
+        return ONE_DEVICE._replace(
+            replicated=replicated, micro_batch_size=micro_batch_size
+        )
     return Collectives(
         vary=lambda tree: jax.lax.pcast(tree, AXIS, to="varying"),
         reduce=_all_reduce,
@@ -58,6 +67,7 @@ def collectives(mesh: Mesh | None, replicated: Collection[str] = ()) -> Collecti
         share=_share,
         size=mesh.size,
         replicated=replicated,
+        micro_batch_size=micro_batch_size,
     )
 
 

@@ -23,10 +23,11 @@ from optax import tree
 
 from hfdist import curvatures
 from hfdist.choices import choices, chosen
+from hfdist.micro_batches import curvature_sums, summed
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.problem import Batch, Problem, decay, penalised, penalty
 from hfdist.pytree import PyTree, divide, inners, widen
-from hfdist.sums import gradient_sums, loss_and_rounding
+from hfdist.sums import form_of, gradient_sums, loss_and_rounding
 
 if TYPE_CHECKING:
     Curvature = str
@@ -64,7 +65,7 @@ def quadratic(
     Raises UsageError for a layer without the derivative that the curvature needs.
     """
     build = chosen("curvature", curvature, curvatures)
-    sums = build(problem, devices.vary(params), batch)
+    sums = curvature_sums(build, problem, devices.vary(params), batch, devices)
     value, gradient, weight_sum = _means(devices, sums.loss, sums.weight, sums.gradient)
     value, gradient = _add_penalty(problem, params, value, gradient)
 
@@ -76,11 +77,7 @@ def quadratic(
         return tree.add(mean_product(v), decay(problem, v))
 
     def form(vectors):
-        varied = [devices.vary(v) for v in vectors]
-        if sums.form:
-            local = sums.form(varied)
-        else:
-            local = inners(varied, [sums.product(v) for v in varied])
+        local = form_of(sums, [devices.vary(v) for v in vectors])
         mean = devices.reduce(local) / weight_sum
         if not penalised(problem):
             return mean
@@ -99,7 +96,8 @@ def value_and_gradient(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives = ONE_DEVICE
 ) -> tuple[Array, PyTree]:
     """f(w) and g = ∇f(w) of a batch."""
-    sums, gradient_sum = gradient_sums(problem, devices.vary(params), batch)
+    local = partial(gradient_sums, problem, devices.vary(params))
+    sums, gradient_sum = summed(local, devices, batch)
     value, gradient, _ = _means(devices, *sums, gradient_sum)
     return _add_penalty(problem, params, value, gradient)
 
@@ -109,8 +107,8 @@ def value_at(
 ) -> Value:
     """f(w + d) of a batch, by one forward pass."""
     moved = optax.apply_updates(params, tree.cast_like(d, params))
-    sums = loss_and_rounding(problem, devices.vary(moved), batch)
-    loss_sum, weight_sum, squares = devices.reduce(sums)
+    local = partial(loss_and_rounding, problem, devices.vary(moved))
+    loss_sum, weight_sum, squares = devices.reduce(summed(local, devices, batch))
     loss = loss_sum / weight_sum
     if penalised(problem):
         loss += penalty(problem, widen(moved))

@@ -15,8 +15,8 @@ ROWS = [
     ["batches", "checks", "eigenpairs", "memory", "pytree"],
     ["choices", "outcome", "parallel", "preconditioner", "problem"],
     ["jacobian", "losses", "sums", "damping", "first_product", "solvers", "models"],
-    ["curvatures", "preconditioners", "probes"],
-    ["quadratics"],
+    ["curvatures", "micro_batches", "preconditioners"],
+    ["probes", "quadratics"],
     ["backtracking", "hindsight", "samples", "step"],
     ["step_rules"],
     ["coordinates"],
@@ -45,7 +45,10 @@ ONLY = {
     "curvatures": {"errors", "problem", "pytree", "sums"},
     "preconditioner": {"checks", "pytree"},
     "preconditioners": {"preconditioner", "pytree"},
-    "probes": {"errors", "losses", "parallel", "problem", "pytree", "sums"},
+    "micro_batches": {"batches", "errors", "parallel", "problem", "pytree", "sums"},
+    "probes": {
+        *("errors", "losses", "micro_batches", "parallel", "problem", "pytree", "sums"),
+    },
     "backtracking": {"quadratics", "solvers"},
     "samples": {
         *("parallel", "preconditioner", "probes", "problem", "pytree", "quadratics"),

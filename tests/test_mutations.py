@@ -68,9 +68,21 @@ MUTATIONS = {
     ),
     "draw the same signs on every device": (
         "probes.py",
-        "devices.share(jax.random.rademacher(key, shape, leaf.dtype))",
-        "jax.random.rademacher(key, leaf.shape, leaf.dtype)",
+        "devices.share(jnp.arange(devices.size * examples))",
+        "jnp.arange(examples)",
         "parallel",
+    ),
+    "count the last micro-batch alone": (
+        "micro_batches.py",
+        "tree.add(total, of_part(part))",
+        "of_part(part)",
+        "micro_batches",
+    ),
+    "draw the same signs in every micro-batch": (
+        "probes.py",
+        "summed(local, devices, batch, places_B)",
+        "summed(lambda b, p: local(b, jnp.arange(len(p))), devices, batch, places_B)",
+        "micro_batches",
     ),
     "forget that the weights are under the root": (
         "probes.py",

@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from hfdist.batches import check_batch, examples_in
-from hfdist.checks import Settings
+from hfdist.checks import Count, Settings, fitted
 from hfdist.errors import UsageError
 from hfdist.outcome import Refusal
 from hfdist.parallel import Collectives, collectives, data_parallel
@@ -89,9 +89,10 @@ class Method(Settings, abc.ABC):
         params: PyTree,
         batch: Batch,
         curvature_batch: Batch | None = None,
+        micro_batch_size: int | None = None,
     ) -> str:
         """What the method makes of a problem by itself, in words; "": nothing."""
-        del problem, params, batch, curvature_batch
+        del problem, params, batch, curvature_batch, micro_batch_size
         return ""
 
     def build(
@@ -99,6 +100,7 @@ class Method(Settings, abc.ABC):
         problem: Problem,
         mesh: Mesh | None = None,
         replicated: Sequence[str] = (),
+        micro_batch_size: int | None = None,
     ) -> optax.GradientTransformationExtraArgs:
         """The optax transformation of the method for a problem.
 
@@ -107,16 +109,20 @@ class Method(Settings, abc.ABC):
         None stands for the gradient: the method computes its own. With a mesh, the
         rows of each batch are split over its devices, but for the entries named in
         `replicated`, which every device has whole. `curvature_batch=` in `update` gives
-        the products examples of their own.
+        the products examples of their own. With a `micro_batch_size` a device takes so
+        many examples at a time, in their memory, and each product computes the forward
+        pass again.
 
         Raises UsageError, while tracing, for params, batches and losses that do not
         fit: see the messages.
         """
         if isinstance(replicated, str):
             raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
-        if mesh is not None:
+        if micro_batch_size is not None:
+            micro_batch_size = fitted("micro_batch_size", micro_batch_size, Count)
+        if mesh is not None or micro_batch_size is not None:
             problem = problem._replace(loss=one_a_row(problem.loss, replicated))
-        devices = collectives(mesh, replicated)
+        devices = collectives(mesh, replicated, micro_batch_size)
         step = partial(self.step, problem, devices)
         step = data_parallel(step, mesh, replicated)
 
@@ -195,7 +201,7 @@ def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
 def one_a_row(loss, replicated):
     """The loss, refused where it does not return one number for each row it is given.
 
-    Over devices anything else would count some examples more often than others.
+    Over devices or micro-batches anything else would count some examples more often than others.
     """
 
     @wraps(loss)
@@ -203,8 +209,8 @@ def one_a_row(loss, replicated):
         losses_B, examples = loss(outputs, batch), examples_in(batch, replicated)
         if losses_B.shape[:1] != (examples,):
             raise UsageError(
-                f"the loss returned shape {losses_B.shape} for the {examples} examples "
-                f"of a device: over a mesh it must return one number for each row of "
+                f"the loss returned shape {losses_B.shape} for {examples} examples: over a "
+                f"mesh, or in micro-batches, it must return one number for each row of "
                 f"the batch's entries that are split"
             )
         return losses_B

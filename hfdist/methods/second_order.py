@@ -191,9 +191,12 @@ class SecondOrder(Method):
         update = tree.where(info.accepted, update, zeros)
         return update, State(memory, tree.cast_like(info, state.info))
 
-    def explain(self, problem, params, batch, curvature_batch=None):
+    def explain(
+        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
+    ):
         n, alone = parameter_count(params), curvature_batch is None
-        shorter = self._shorter(problem, params, batch, ONE_DEVICE, alone)
+        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
+        shorter = self._shorter(problem, params, batch, device, alone)
         if isinstance(shorter, str):
             return f"solves for all {n:,} params, as {shorter}"
         kernel = jax.tree.leaves(params)[shorter.kernel]
@@ -260,6 +263,8 @@ class SecondOrder(Method):
         """The network behind its first product, or why the solve is not reduced."""
         if not self.input_reduction:
             return "input_reduction is off"
+        if devices.micro_batch_size is not None:
+            return "the batch is taken in micro-batches"
         if self.start_decay:
             return "the solver starts warm"
         if self.preconditioning:

@@ -78,6 +78,9 @@ class Config(Settings):
     curvature_fraction: Annotated[float, Real(0.001, most=1)] = 1.0
     """Share of each batch's examples that the curvature products are over, evenly
     spread; the loss and the gradient are over all."""
+    micro_batch_size: Count | None = None
+    """Examples that a device takes at a time, in whose memory a step is then made; each
+    product computes the forward pass again. None: all of its share, linearised once."""
     dtype: Dtype = "float32"
     """Number format of the params and of all arithmetic."""
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0

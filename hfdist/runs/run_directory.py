@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "max_steps",
     "max_rejected",
     "devices",
+    "micro_batch_size",
     "run_dir",
     "checkpoint_minutes",
     "checkpoint_steps",

@@ -88,7 +88,9 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     )
     last = last_step(config, source.passes)
     problem, params = config.build_problem()
-    optimizer = config.method.build(problem, mesh)
+    optimizer = config.method.build(
+        problem, mesh, micro_batch_size=config.micro_batch_size
+    )
     first = _first_params(config, params)
     carry = replicate((first, optimizer.init(first)), mesh)
 
@@ -142,7 +144,9 @@ def _explanations(config, problem, params, source) -> Iterator[str]:
         chunk = replace(source, rows=slice).chunk(leg.first, 1)  # of all processes
         first = jax.tree.map(lambda a: a[0], chunk)
         batches = jax.eval_shape(partial(batches_of, config), first)
-        words = config.method.explain(problem, params, *batches)
+        words = config.method.explain(
+            problem, params, *batches, config.micro_batch_size
+        )
         if words and words != said:
             when = f"batches of {leg.start.size} after step {leg.first}: "
             yield words if leg.first == 0 else when + words
