@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "max_rejected",
     "devices",
     "micro_batch_size",
+    "sharding",
     "run_dir",
     "checkpoint_minutes",
     "checkpoint_steps",
