@@ -61,7 +61,7 @@ class Shard(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """How the vectors of a method are held; `like` is what they are like, the params."""
+    """How a method's vectors are held; `like` is what they are like, the params."""
 
     spread: Callable[[Any, Any], Any]  # vector, like -> per-device tree
     collect: Callable[[Any, Any], Any]  # per-device sums, scalars -> vector, scalars

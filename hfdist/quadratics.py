@@ -102,8 +102,8 @@ def value_and_gradient(
 ) -> tuple[Array, PyTree]:
     """f(w) and g = ∇f(w) of a batch, a vector."""
     local = partial(gradient_sums, problem, devices.vary(params))
-    sums, gradient_sum = summed(local, devices, batch)
-    value, gradient, _ = _means(devices, *sums, gradient_sum)
+    (loss_sum, weight_sum), gradient_sum = summed(local, devices, batch)
+    value, gradient, _ = _means(devices, loss_sum, weight_sum, gradient_sum)
     return _add_penalty(problem, params, value, gradient, devices)
 
 

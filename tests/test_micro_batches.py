@@ -1,7 +1,5 @@
 """Micro-batches against the whole batch, and against dense float64 algebra."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,26 +10,28 @@ from jax.sharding import NamedSharding, PartitionSpec
 import hfdist
 from cases import METHODS, Case, loop, relative_error
 from communication.compiled import collectives_of
-from hfdist import CG, HessianFree, UsageError, parallel
+from hfdist import HessianFree, UsageError, parallel
 from hfdist.models.autoencoder import Autoencoder
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.quadratics import quadratic, value_at
 from quick import mostly_slow
+from test_parallel import shortened
 
 CASE = Case("softmax_cross_entropy", examples=24, weighted=True)
 IN_TWOS = collectives(None, micro_batch_size=2)
 
 
-def shortened(method):
-    """The method with few CG steps: long solves amplify the order of summation."""
-    is_cg = isinstance(method, HessianFree) and method.cg.max_steps
-    return replace(method, cg=CG(max_steps=3, rtol=0.0)) if is_cg else method
-
-
-@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
-    ("devices", "size"), mostly_slow([(1, 2), (1, 8), (2, 3), (4, 2), (4, 6)], [(4, 2)])
+    ("name", "devices", "size"),
+    mostly_slow(
+        [
+            (name, *layout)
+            for name in METHODS
+            for layout in [(1, 2), (1, 8), (2, 3), (4, 2), (4, 6)]
+        ],
+        [("sgd", 1, 2), ("newton", 4, 2), ("hf_hessian", 4, 2), ("hf_untuned", 4, 2)],
+    ),
 )
 def test_the_steps_are_those_of_the_whole_batch(name, devices, size):
     method, mesh = shortened(METHODS[name]), hfdist.make_mesh(devices)
@@ -86,7 +86,7 @@ def test_products_over_a_curvature_batch_are_in_micro_batches_too():
 
     def step(optimizer):
         state = optimizer.init(CASE.params)
-        return optimizer.update(
+        return jax.jit(optimizer.update)(
             None, state, CASE.params, batch=CASE.batch, curvature_batch=part
         )[0]
 
@@ -96,7 +96,7 @@ def test_products_over_a_curvature_batch_are_in_micro_batches_too():
     assert relative_error(parts, whole) < 1e-10
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, ["hf_warm_lm", "hf_untuned"]))
 def test_no_collective_is_added(name):
     mesh = hfdist.make_mesh(4)
     rows = NamedSharding(mesh, PartitionSpec("data"))

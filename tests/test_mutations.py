@@ -17,7 +17,7 @@ DIVIDE = "leaf / scalar.astype(leaf.dtype)"
 TRANSPOSED = "(jt_hessian_jv,) = vjp(hessian_jv)"
 RESIDUAL = "r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)"
 PSUM = "jax.lax.psum(flat, AXIS)"
-REDUCED = "devices.reduce(sums.product(devices.vary(v)))"
+REDUCED = "vectors.collect(product_sum, ())[0]"
 START = "System(damped_product, b, memory.start, space.inner)"
 
 # name: (file, what stands there, what replaces it, the tests that notice)
@@ -189,8 +189,14 @@ MUTATIONS = {
     "forget the product's all-reduce": (
         "quadratics.py",
         REDUCED,
-        "sums.product(devices.vary(v))",
+        "product_sum",
         "parallel",
+    ),
+    "measure a shared vector by one device's part": (
+        "parallel.py",
+        "jax.lax.psum(inner(u, v), AXIS)",
+        "inner(u, v)",
+        "sharding",
     ),
     "all-reduce the product twice": (
         "quadratics.py",

@@ -1,6 +1,7 @@
 """Vectors that devices share out, against one device that has them whole."""
 
 from dataclasses import replace
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import hfdist
 import idx_files
-from cases import METHODS, Case, loop, relative_error
+from cases import METHODS, loop, relative_error
 from communication.compiled import Collective, collectives_of
 from hfdist import CG, HessianFree, UsageError
 from hfdist.models.mlp import MLP
@@ -20,23 +21,21 @@ from hfdist.runs.config import Config
 from hfdist.runs.train import train
 from hfdist.tasks.idx import IDX
 from quick import mostly_slow
+from test_parallel import CASE, MESH, shortened
 from together import train_losses
 
-CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
-MESH = hfdist.make_mesh(4)
 SHARING = {
     name: method for name, method in METHODS.items() if isinstance(method, HessianFree)
 }
 FLOAT = 8
 
 
-def shortened(method):
-    """The method with few CG steps: long solves amplify the order of summation."""
-    return replace(method, cg=CG(max_steps=3, rtol=0.0)) if method.cg.max_steps else method
-
-
-@pytest.mark.parametrize("name", SHARING)
-@pytest.mark.parametrize("devices", mostly_slow([1, 2, 4], [4]))
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    mostly_slow(
+        product(SHARING, [1, 2, 4]), [("hf_gauss_newton", 4), ("hf_untuned", 4)]
+    ),
+)
 def test_the_steps_are_those_of_one_device(name, devices):
     method, mesh = shortened(SHARING[name]), hfdist.make_mesh(devices)
     one, infos = loop(method.build(CASE.problem), CASE.params, CASE.batch)
@@ -57,12 +56,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", mostly_slow(VARIANTS, ["diagonal"]))
 def test_every_piece_works_on_shards(name):
     method = HessianFree(damping=1.0, damping_rule="nielsen", **VARIANTS[name])
     one, _ = loop(method.build(CASE.problem), CASE.params, CASE.batch)
     optimizer = method.build(CASE.problem, MESH, sharding="vectors")
-    assert relative_error(loop(optimizer, CASE.params, CASE.batch)[0], one) < 1e-9
+    # A long solve amplifies the order of summation.
+    assert relative_error(loop(optimizer, CASE.params, CASE.batch)[0], one) < 1e-7
 
 
 @pytest.mark.parametrize("l2", [0.1, {"first": 0.3, "second": 0.0}])
@@ -83,7 +83,8 @@ def test_a_gradient_passed_in_is_shared_out():
     def update(**settings):
         optimizer = method.build(CASE.problem, **settings)
         state = optimizer.init(CASE.params)
-        return optimizer.update(gradient, state, CASE.params, batch=CASE.batch)[0]
+        update = jax.jit(lambda g, s, p: optimizer.update(g, s, p, batch=CASE.batch)[0])
+        return update(gradient, state, CASE.params)
 
     shared = update(mesh=MESH, sharding="vectors")
     assert relative_error(shared, update()) < 1e-10

@@ -224,7 +224,8 @@ def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
 def one_a_row(loss, replicated):
     """The loss, refused where it does not return one number for each row it is given.
 
-    Over devices or micro-batches anything else would count some examples more often than others.
+    Over devices or micro-batches anything else would count some examples more often
+    than others.
     """
 
     @wraps(loss)
@@ -232,9 +233,9 @@ def one_a_row(loss, replicated):
         losses_B, examples = loss(outputs, batch), examples_in(batch, replicated)
         if losses_B.shape[:1] != (examples,):
             raise UsageError(
-                f"the loss returned shape {losses_B.shape} for {examples} examples: over a "
-                f"mesh, or in micro-batches, it must return one number for each row of "
-                f"the batch's entries that are split"
+                f"the loss returned shape {losses_B.shape} for {examples} examples: "
+                f"over a mesh, or in micro-batches, it must return one number for each "
+                f"row of the batch's entries that are split"
             )
         return losses_B
 
