@@ -140,6 +140,16 @@ class SecondOrder(Method):
         )
         return State(memory, info)
 
+    def on_vectors(self, function, state):
+        memory = state.inner
+
+        def applied(vector):
+            return None if vector is None else function(vector)
+
+        start, previous = applied(memory.start), applied(memory.previous)
+        memory = memory._replace(start=start, previous=previous)
+        return state._replace(inner=memory)
+
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
     ):
@@ -150,7 +160,7 @@ class SecondOrder(Method):
                 problem, devices, gradient, params, batch, curvature_batch
             )
         if memory.hindsight is not None:
-            seen = seen_after(memory.hindsight, memory.previous, model)
+            seen = seen_after(memory.hindsight, memory.previous, model, space.inner)
             memory = memory._replace(hindsight=seen)
 
         def damped_product(v):
@@ -161,13 +171,17 @@ class SecondOrder(Method):
         system = System(damped_product, b, memory.start, space.inner)
         if preconditioning := self.preconditioning:
             examples = batch if curvature_batch is None else curvature_batch
-            samples = samples_of(problem, params, examples, devices)
+            samples = samples_of(problem, params, examples, devices.with_whole_vectors)
             with jax.named_scope("probe"):
                 learnt = preconditioning.learn(
                     memory.learnt, samples, memory.updates + 1, damping
                 )
             memory = memory._replace(learnt=learnt)
-            precondition = partial(preconditioning.apply, learnt, damping)
+
+            def precondition(v):
+                whole = preconditioning.apply(learnt, damping, space.expand(v))
+                return devices.vectors.part(whole)
+
             system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
@@ -191,9 +205,12 @@ class SecondOrder(Method):
         update = tree.where(info.accepted, update, zeros)
         return update, State(memory, tree.cast_like(info, state.info))
 
-    def explain(self, problem, params, batch, curvature_batch=None):
+    def explain(
+        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
+    ):
         n, alone = parameter_count(params), curvature_batch is None
-        shorter = self._shorter(problem, params, batch, ONE_DEVICE, alone)
+        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
+        shorter = self._shorter(problem, params, batch, device, alone)
         if isinstance(shorter, str):
             return f"solves for all {n:,} params, as {shorter}"
         kernel = jax.tree.leaves(params)[shorter.kernel]
@@ -240,14 +257,15 @@ class SecondOrder(Method):
             at = partial(value_at, problem, params, batch, devices)
             model = model._replace(value=value, gradient=own, value_at=at)
         if gradient is not None:
-            model = model._replace(gradient=tree.cast(gradient, model.value.dtype))
+            given = tree.cast(gradient, model.value.dtype)
+            model = model._replace(gradient=devices.vectors.part(given))
         return space, pulled_back(model, space)
 
     def _curvature(self, problem, devices, params, examples, alone):
         """Coordinates to solve in, and the quadratic model in their own params."""
         shorter = self._shorter(problem, params, examples, devices, alone)
         if isinstance(shorter, str):
-            space = full(problem, params)
+            space = full(problem, params, devices)
         else:
             first = first_product(shorter, problem.loss, params, examples, devices)
             coordinates = gram if self.solver.by_inner_products else orthonormal
@@ -260,6 +278,10 @@ class SecondOrder(Method):
         """The network behind its first product, or why the solve is not reduced."""
         if not self.input_reduction:
             return "input_reduction is off"
+        if devices.vectors.shared:
+            return "its vectors are shared out over the devices"
+        if devices.micro_batch_size is not None:
+            return "the batch is taken in micro-batches"
         if self.start_decay:
             return "the solver starts warm"
         if self.preconditioning:

@@ -41,7 +41,9 @@ class Collective(NamedTuple):
 def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
     problem, params = config.build_problem()
-    optimizer = config.method.build(problem, mesh)
+    optimizer = config.method.build(
+        problem, mesh, micro_batch_size=config.micro_batch_size
+    )
     update = make_step(optimizer)
     batch = first_batch(examples, config.batch_size, config.seed)
 
