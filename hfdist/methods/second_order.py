@@ -9,6 +9,7 @@ starts from 0 and its gradient is that of the batch of its products.
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,14 +25,14 @@ from hfdist import step_rules
 from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen, looks_back
-from hfdist.coordinates import full, gram, orthonormal, pulled_back
+from hfdist.coordinates import Coordinates, full, gram, orthonormal, pulled_back
 from hfdist.errors import UsageError
 from hfdist.first_product import Shorter, first_product, shorten
 from hfdist.hindsight import Hindsight, no_hindsight, rate, seen_after
 from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
 from hfdist.outcome import Outcome, before_the_step
-from hfdist.parallel import ONE_DEVICE
+from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
 from hfdist.quadratics import Curvature, quadratic, value_and_gradient, value_at
@@ -177,12 +178,8 @@ class SecondOrder(Method):
                     memory.learnt, samples, memory.updates + 1, damping
                 )
             memory = memory._replace(learnt=learnt)
-
-            def precondition(v):
-                whole = preconditioning.apply(learnt, damping, space.expand(v))
-                return devices.vectors.part(whole)
-
-            system = system._replace(precondition=precondition)
+            apply = partial(preconditioning.apply, learnt, damping)
+            system = system._replace(precondition=_of_whole(apply, space, devices))
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
         last = solution.x
@@ -324,6 +321,11 @@ class SecondOrder(Method):
             start=start,
             previous=previous,
         )
+
+
+def _of_whole(apply: Callable, space: Coordinates, devices: Collectives) -> Callable:
+    """A function of vectors from one of trees like the params."""
+    return lambda v: devices.vectors.part(apply(space.expand(v)))
 
 
 def _at(setting: Any, count: Array) -> Any:

@@ -40,11 +40,12 @@ from hfdist.runs.plan import (
     check_alike,
     check_sizes,
     last_step,
+    optimizer_of,
     scans,
 )
 from hfdist.runs.recorder import Recorder, Result
 from hfdist.runs.resume import restore_newest, restore_params
-from hfdist.runs.run_directory import agree, note_saved, open_run
+from hfdist.runs.run_directory import Run, agree, note_saved, open_run
 from hfdist.runs.saver import Saver
 from hfdist.runs.shards import Carry, sharing
 from hfdist.tasks.examples import readable
@@ -88,12 +89,7 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     )
     last = last_step(config, source.passes)
     problem, params = config.build_problem()
-    optimizer = config.method.build(
-        problem,
-        mesh,
-        micro_batch_size=config.micro_batch_size,
-        sharding=config.sharding,
-    )
+    optimizer = optimizer_of(config, problem, mesh)
     share, whole = sharing(config, mesh)
     first = _first_params(config, params)
     carry = replicate((first, config.method.init(first)), mesh)
@@ -110,12 +106,7 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     checkpoints = Checkpoints(run.folder / "checkpoints", run.identity)
     start, carry = restore_newest(checkpoints, carry, run.saved)
     carry = share(carry)
-    saver = None
-    if is_first():
-        note = partial(note_saved, run.folder)
-        saver = Saver(
-            checkpoints.folder, run.identity, config.keep, config.keep_every, note
-        )
+    saver = _saver(checkpoints.folder, run, config) if is_first() else None
     spans = scans(source, config, start.step, last)
     recorder = Recorder(config, start, last, source.passes)
     stack.callback(recorder.close)
@@ -133,6 +124,12 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
         saver.close()
     wait_for_all()  # the last checkpoint is whole for every process
     return result
+
+
+def _saver(folder: Path, run: Run, config: Config) -> Saver:
+    """What the first process saves checkpoints with."""
+    note = partial(note_saved, run.folder)
+    return Saver(folder, run.identity, config.keep, config.keep_every, note)
 
 
 def _first_params(config: Config, params: PyTree) -> PyTree:

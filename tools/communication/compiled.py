@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from hfdist.methods.method import make_step
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
-from hfdist.runs.plan import batches_of
+from hfdist.runs.plan import batches_of, optimizer_of
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
 
@@ -41,9 +41,7 @@ class Collective(NamedTuple):
 def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
     problem, params = config.build_problem()
-    optimizer = config.method.build(
-        problem, mesh, micro_batch_size=config.micro_batch_size
-    )
+    optimizer = optimizer_of(config, problem, mesh)
     update = make_step(optimizer)
     batch = first_batch(examples, config.batch_size, config.seed)
 

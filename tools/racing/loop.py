@@ -83,7 +83,7 @@ def course(contest: Contest, seed: int) -> Course:
 def run(course: Course, entrant: Entrant, limits: Limits) -> list[Mark]:
     """The marks of a run, from the initial params to its end."""
     marks, due, passed = [], 0.0, 0.0
-    waiting = []
+    waiting: list[tuple[tuple[float, int, float], Any]] = []
     for seconds, steps, gradients, params in _training(course, entrant):
         late = seconds >= limits.seconds
         timed = any(passed < time <= seconds for time in limits.times)
