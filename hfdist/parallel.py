@@ -198,15 +198,18 @@ SHARED = Vectors(
 @partial(jax.jit, static_argnames="mesh")
 def share_out(tree: Any, mesh: Mesh) -> Shard:
     """A tree of one dtype, whole on every device, as a shard on each."""
-    sharding = NamedSharding(mesh, P(AXIS))
-    return Shard(jax.lax.with_sharding_constraint(_flat(tree), sharding))
+    return Shard(_placed(_flat(tree), mesh, P(AXIS)))
 
 
 @partial(jax.jit, static_argnames="mesh")
 def bring_together(vector: Shard, like: Any, mesh: Mesh) -> Any:
     """The tree of a shared vector, whole on every device."""
-    flat = jax.lax.with_sharding_constraint(vector.part, NamedSharding(mesh, P()))
-    return _unflat(flat, like)
+    return _unflat(_placed(vector.part, mesh, P()), like)
+
+
+def _placed(array: Any, mesh: Mesh, spec: P) -> Any:
+    place = jax.reshard if _explicit(array) else jax.lax.with_sharding_constraint
+    return place(array, NamedSharding(mesh, spec))
 
 
 def data_parallel(

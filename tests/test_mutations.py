@@ -198,10 +198,10 @@ MUTATIONS = {
         "product_sum",
         "parallel",
     ),
-    "measure a shared vector by one device's part": (
+    "read a shared vector from its padding": (
         "parallel.py",
-        "jax.lax.psum(inner(u, v), AXIS)",
-        "inner(u, v)",
+        "unravel(flat[: len(whole)])",
+        "unravel(flat[-len(whole) :])",
         "sharding",
     ),
     "all-reduce the product twice": (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import hfdist
 import idx_files
@@ -111,6 +111,17 @@ def test_a_device_holds_its_part_of_the_state_and_no_more():
         assert part.shape == (MULTIPLE,)
         assert part.addressable_data(0).shape == (MULTIPLE // 4,)
     assert losses_3[2] < losses_3[0]
+
+
+@pytest.mark.slow
+def test_a_mesh_whose_shardings_are_part_of_the_types():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    method = shortened(METHODS["hf_warm_lm"])
+    one, _ = loop(method.build(CASE.problem), CASE.params, CASE.batch)
+    with jax.set_mesh(mesh):
+        optimizer = method.build(CASE.problem, mesh, sharding="vectors")
+        params, _ = loop(optimizer, CASE.params, CASE.batch)
+    assert relative_error(params, one) < 1e-10
 
 
 def test_what_is_shared_out_comes_together_again():
