@@ -225,6 +225,7 @@ def curvature(
     """The curvature matrix C of the batch's f at params, weight decay included.
 
         "gauss_newton"       C = Jᵀ H_z J + diag(μ), positive semi-definite
+        "layerwise_gauss_newton"  the same, but for its blocks between layers
         "hessian"            C = ∇²f
         "finite_difference"  C v = (∇f(w + εv) - ∇f(w)) / ε
 

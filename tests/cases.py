@@ -25,6 +25,7 @@ METHODS = {
     "hf_gauss_newton": HessianFree(damping=1.0),
     "hf_hessian": HessianFree(damping=5.0, curvature="hessian"),
     "hf_finite_difference": HessianFree(damping=5.0, curvature="finite_difference"),
+    "hf_layerwise": HessianFree(damping=1.0, curvature="layerwise_gauss_newton"),
     "hf_warm_lm": HessianFree(damping=1.0, damping_rule=LM, warm_start=0.95),
     "hf_kronecker": HessianFree(
         damping=1.0,
@@ -170,6 +171,13 @@ class Case:
             _, h_CC = loss_and_output_hessian(self.loss, z_C, t_C)
             total_NN += weight * j_CN.T @ h_CC @ j_CN
         return total_NN
+
+    def dense_layerwise(self) -> np.ndarray:
+        """G without the blocks between the two layers."""
+        sizes = [ravel_pytree(layer)[0].size for layer in self.params.values()]
+        layers_N = np.repeat(np.arange(2), sizes)
+        same_NN = layers_N[:, None] == layers_N
+        return np.where(same_NN, self.dense_gauss_newton(), 0)
 
 
 CASES = [

@@ -128,7 +128,8 @@ def test_a_choice_is_one_new_file(tmp_path):
     printed = re.sub(r"[\s│]", "", done.stdout)
     for listed in (
         "{constant,halved,levenberg_marquardt,next_batch,nielsen}",
-        "{finite_difference,gauss_newton,hessian,twice_gauss_newton}",
+        "{finite_difference,gauss_newton,hessian,layerwise_gauss_newton,"
+        "twice_gauss_newton}",
         "{fixed_rate,line_search,quarter,two_term}",
     ):
         assert listed in printed, done.stdout

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DIVIDE = "leaf / scalar.astype(leaf.dtype)"
-TRANSPOSED = "(jt_hessian_jv,) = vjp(hessian_jv)"
+TRANSPOSED = "return at.vjp(hessian_jv)"
 RESIDUAL = "r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)"
 PSUM = "jax.lax.psum(flat, AXIS)"
 REDUCED = "vectors.collect(product_sum, ())[0]"
@@ -32,14 +32,20 @@ MUTATIONS = {
     "transpose J for the wrong examples": (
         "curvatures/gauss_newton.py",
         TRANSPOSED,
-        "(jt_hessian_jv,) = vjp(jax.tree.map(lambda u: u[::-1], hessian_jv))",
+        "return at.vjp(hessian_jv[::-1])",
         "curvature",
     ),
     "forget H_z": (
         "curvatures/gauss_newton.py",
-        "_, hessian_jv = output_hessian(jvp(v))",
-        "hessian_jv = jvp(v)",
+        "hessian_jv = at.output_hessian(at.jvp(v))",
+        "hessian_jv = at.jvp(v)",
         "curvature",
+    ),
+    "take all params for one layer": (
+        "curvatures/layerwise_gauss_newton.py",
+        "layers = layers_of(params)",
+        "layers = [[*range(len(jax.tree.leaves(params)))]]",
+        "layerwise",
     ),
     "ignore the weights": (
         "problem.py",

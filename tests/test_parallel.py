@@ -56,6 +56,7 @@ COLLECTIVES = {
     "sgd": [GRADIENT],
     "hf_gauss_newton": [GRADIENT, PRODUCT],
     "hf_hessian": [GRADIENT, PRODUCT],
+    "hf_layerwise": [GRADIENT, PRODUCT],
     "hf_finite_difference": [GRADIENT, PRODUCT],
     "hf_warm_lm": [GRADIENT_AND_PRODUCT, PRODUCT, LOSS],
     "hf_kronecker": [GRADIENT, PROBE, PRODUCT, FORM],

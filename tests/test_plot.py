@@ -66,6 +66,11 @@ def drawn(*folders):
         (hfdist.SGD(), 3),
         (HF, 3 + 3 * 4),
         (hfdist.HessianFree(damping=4.0, curvature="hessian"), 3 + 3 * 6),
+        # L + 1 of L = 2 layers.
+        (
+            hfdist.HessianFree(damping=4.0, curvature="layerwise_gauss_newton"),
+            3 + 3 * 3,
+        ),
         (hfdist.HessianFree(damping=4.0, curvature="finite_difference"), 3 + 3 * 3),
         (hfdist.HessianFree(damping=4.0, warm_start=0.9), 3 + 4 * 4),
         (hfdist.HessianFree(damping_rule="levenberg_marquardt"), 3 + 3 * 4 + 1),

@@ -31,6 +31,9 @@ METHODS = {
     "hf": HessianFree(damping=0.5, cg=CG(max_steps=5)),
     "hf_lm": HessianFree(damping=0.5, damping_rule=LM, cg=CG(max_steps=5)),
     "hf_hessian": HessianFree(damping=3.0, curvature="hessian", cg=CG(max_steps=5)),
+    "hf_layerwise": HessianFree(
+        damping=0.5, curvature="layerwise_gauss_newton", cg=CG(max_steps=5)
+    ),
     "hf_tight": HessianFree(damping=0.5, cg=TIGHT),
 }
 
@@ -85,7 +88,14 @@ def assert_same(method, problem, params, batch, mesh=None, tolerance=1e-9):
             assert float(getattr(info, name)) == expected_value
 
 
-QUICK = {("newton_lm", 1), ("hf", 2), ("newton", 4), ("hf_lm", 4), ("hf_hessian", 4)}
+QUICK = {
+    ("newton_lm", 1),
+    ("hf", 2),
+    ("hf_layerwise", 2),
+    ("newton", 4),
+    ("hf_lm", 4),
+    ("hf_hessian", 4),
+}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,9 @@ def test_any_depth_and_loss(name, loss, widths):
 
 
 @pytest.mark.parametrize("coordinates", [gram, orthonormal])
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize(
+    "curvature", ["hessian", "gauss_newton", "layerwise_gauss_newton"]
+)
 def test_coordinates_against_the_dense_matrix(coordinates, curvature):
     """g, C d and ⟨d, d'⟩ of steps in the range, from numpy's full-size matrices."""
     problem, params = problem_of((6,))

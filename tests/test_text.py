@@ -16,12 +16,14 @@ import hfdist
 from cases import ONE_DEVICE, loop, relative_error
 from hfdist import CG, HessianFree, UsageError, losses, parallel
 from hfdist.models.mlp import MLP
+from hfdist.models.model import functional
 from hfdist.models.transformer import Transformer
 from hfdist.quadratics import quadratic
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train
 from hfdist.tasks import text
+from hfdist.tasks.next_token import Windows
 from hfdist.tasks.pipeline import GlobalBatches
 from hfdist.tasks.text import Text
 from quick import mostly_slow
@@ -81,7 +83,7 @@ def test_the_labels_are_the_inputs_one_further(file):
 def test_each_character_is_a_target_once_an_epoch(file):
     examples = Text(file=file, context=CONTEXT).examples("train")
     # Each character's own place in the text stands for it.
-    examples = text.Windows(np.arange(len(examples.tokens)), CONTEXT)
+    examples = Windows(np.arange(len(examples.tokens)), CONTEXT)
     batches = GlobalBatches(examples, 8, seed=3)
     chunk = batches.chunk(0, batches.per_epoch)
     targets = chunk["tokens"][chunk["weights"] == 1][:, 1:].ravel()
@@ -193,7 +195,7 @@ def test_heads_that_do_not_divide_the_width():
 def tiny(tied):
     """A problem, params of size 0.3, so that attention matters, and a batch."""
     model = Transformer(layers=LAYERS, heads=HEADS, width=WIDTH, tied_embeddings=tied)
-    predict, params = text.functional(model.build(CONTEXT, VOCABULARY, 0))
+    predict, params = functional(model.build(CONTEXT, VOCABULARY, 0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf + rng.normal(scale=0.3, size=leaf.shape)), params
@@ -319,7 +321,7 @@ def test_tied_embeddings_are_one_leaf():
 
 def test_the_initial_params_are_gpt_2s():
     model = Transformer(width=64, layers=2)
-    _, params = text.functional(model.build(64, 200, 0))
+    _, params = functional(model.build(64, 200, 0))
     block = params["blocks"][1]
     for leaf, deviation in (
         (params["tokens_VD"], 0.02),

@@ -68,7 +68,7 @@ class HessianFree(SecondOrder):
                 "out, or allow steps"
             )
         undamped = known(self.damping) and self.damping == 0
-        if undamped and self.curvature != "gauss_newton":
+        if undamped and self.curvature in ("hessian", "finite_difference"):
             raise UsageError(
                 "undamped CG on the Hessian, which is indefinite away from a minimum: "
                 "give damping > 0 (the paper's λ is 32), or curvature gauss_newton, or "

@@ -36,6 +36,9 @@ class Transformer(Model):
     """Numbers that stand for a token between the blocks."""
     tied_embeddings: bool = True
     """Take the tokens' embeddings for the output layer's kernel, too."""
+    remat: bool = False
+    """Keep of each block its inputs alone, and compute it again in products: the memory
+    of one block, for a forward pass more with J and with its transpose."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,6 +62,7 @@ class Decoder(nnx.Module):
         self.tokens_VD = _embeddings(vocabulary, settings.width, rngs)
         self.positions_TD = _embeddings(context, settings.width, rngs)
         self.blocks = nnx.List([Block(settings, rngs) for _ in range(settings.layers)])
+        self.remat = settings.remat
         self.norm = _norm(settings.width, rngs)
         tied = settings.tied_embeddings  # None: the embeddings are the output layer
         self.head = None if tied else _linear(settings.width, vocabulary, STD, rngs)
@@ -70,8 +74,9 @@ class Decoder(nnx.Module):
         x_BTD = jnp.take(embeddings_VD, tokens_BT, axis=0) + positions_TD
         # One row a token: on a CPU, XLA differentiates such products twice as fast.
         x_ND = x_BTD.reshape(tokens_BT.size, -1)
+        apply = _again if self.remat else Block.__call__
         for block in self.blocks:
-            x_ND = block(x_ND, tokens_BT.shape)
+            x_ND = apply(block, x_ND, tokens_BT.shape)
         x_ND = self.norm(x_ND)
         z_NV = x_ND @ embeddings_VD.T if self.head is None else self.head(x_ND)
         return z_NV.reshape(*tokens_BT.shape, -1)
@@ -83,7 +88,8 @@ class Decoder(nnx.Module):
             raise UsageError(
                 f"a Transformer reads tokens, whole numbers (B, T) with T up to "
                 f"{context}, but was given {tokens_BT.dtype} {tokens_BT.shape}: train "
-                f"it on hfdist.tasks.text.Text, or choose another model"
+                f"it on hfdist.tasks.text.Text or hfdist.tasks.tokens.Tokens, or "
+                f"choose another model"
             )
 
 
@@ -107,6 +113,16 @@ class Block(nnx.Module):
         x_ND += self.attention_out(mixed_BTHK.reshape(x_ND.shape))
         hidden_NF = self.hidden(self.hidden_norm(x_ND))
         return x_ND + self.hidden_out(jax.nn.gelu(hidden_NF, approximate=False))
+
+
+def _again(block: Block, x_ND: Array, batch_and_length: tuple[int, int]) -> Array:
+    """block(x), of which derivatives keep x, and compute the rest again."""
+    graphdef, params = nnx.split(block)
+
+    def pure(params, x_ND):
+        return nnx.merge(graphdef, params)(x_ND, batch_and_length)
+
+    return jax.checkpoint(pure)(params, x_ND)
 
 
 def causal_attention(q_BTHK: Array, k_BTHK: Array, v_BTHK: Array) -> Array:

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from hfdist.errors import UsageError
-from hfdist.pytree import parameter_count
+from hfdist.layers import layers_of
+from hfdist.pytree import PyTree, parameter_count
 from hfdist.runs import metrics
 from hfdist.runs.config import Config
 from hfdist.runs.run_directory import read_config, read_record
@@ -129,11 +130,12 @@ def gradient_equivalents(run: Run) -> np.ndarray:
     """Cost of the run up to each step, (steps,), in units of one gradient.
 
     Forward passes counted as in hfdist/quadratics.py: a gradient is 3, a product with
-    the Gauss-Newton matrix 4, with the Hessian 6, by finite differences 3. A step is a
-    gradient and a product for each CG step (one more for a warm start). An exact solve
-    is N products, its factorisation left out. Adapting the damping is a forward pass.
-    So the count is of the methods as published: with the input reduction of
-    hfdist/coordinates.py products cost less, and an exact solve has fewer unknowns.
+    the Gauss-Newton matrix 4, with the Hessian 6, by finite differences 3; with the
+    layerwise one L + 1 for L layers, taken to be alike. A step is a gradient and a
+    product for each CG step (one more for a warm start). An exact solve is N products,
+    its factorisation left out. Adapting the damping is a forward pass. So the count is
+    of the methods as published: with the input reduction of hfdist/coordinates.py
+    products cost less, and an exact solve has fewer unknowns.
     """
     method: Any = run.config.method
     if not hasattr(method, "curvature"):
@@ -143,12 +145,24 @@ def gradient_equivalents(run: Run) -> np.ndarray:
     else:
         products = run.train["cg_steps"] + (getattr(method, "warm_start", 0) > 0)
     adapting = method.damping_rule != "constant"
-    forwards = GRADIENT + products * PRODUCT[method.curvature] + adapting
+    forwards = GRADIENT + products * _product(run.config) + adapting
     return np.cumsum(forwards) / GRADIENT
+
+
+def _product(config: Config) -> int:
+    """Forward passes that a product takes."""
+    method: Any = config.method
+    if method.curvature == "layerwise_gauss_newton":
+        return len(layers_of(_params(config))) + 1
+    return PRODUCT[method.curvature]
 
 
 def parameters(config: Config) -> int:
     """N, the number of a config's parameters."""
+    return parameter_count(_params(config))
+
+
+def _params(config: Config) -> PyTree:
     with jax.enable_x64(config.dtype == "float64"):
         _, params = config.build_problem()
-    return parameter_count(params)
+    return params
