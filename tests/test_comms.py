@@ -131,7 +131,7 @@ ENTRY %main (a: f32[7,10], b: f32[3], c: c64[4]) -> f32[7,10] {
 def test_collectives_of_a_program_with_nested_calls_and_tuples():
     assert collectives_of(HLO) == [
         Collective("all-reduce", 6 * 2, True),  # called by the inner loop
-        Collective("all-gather", 6 * 1, True),  # in a branch
+        Collective("all-gather", 6 * 1, True, True),  # in a branch
         Collective("all-reduce", 2 * 8, True),  # in the loop's condition
         Collective("reduce-scatter", 4 * 8, False),  # asynchronous
         Collective("all-reduce", 73 * 4, False),  # a tuple

@@ -30,6 +30,7 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 QUICK = {"results.md", "scorecard.md"}
 NOT_RUN = {
     ("distributed.md", "needs a cluster"),
+    ("distributed.md", "needs `make setup-gpu-compile`"),
     ("results.md", "takes minutes to hours"),
 }
 TESTS = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
