@@ -1,4 +1,4 @@
-"""The planner for NVIDIA GPUs: what it reads off their programs, and what it predicts."""
+"""The planner for NVIDIA GPUs: what it reads off programs, what it predicts."""
 
 import json
 import sys
@@ -160,16 +160,20 @@ def test_operations_by_place_and_number_format():
         return half @ half.T, jnp.linalg.qr(a), a.astype(float) @ b.astype(float)
 
     one = 2 * 2 * 4 * 8 * 4
-    assert operations(jax.make_jaxpr(function)(a)) == {
-        (ONCE, "float32"): 3 * one,
-        (SOME_STEPS, "tf32"): one,
-        (CG_STEP, "tf32"): 2 * one,
-        (ONCE, "tf32"): one,
-        (ONCE, "bfloat16"): 2 * 4 * 8 * 4,
-        (ONCE, "float64"): 2 * 4 * 8 * 4,
-        (LEFT_OUT, "geqrf"): 1,
-        (LEFT_OUT, "householder_product"): 1,
-    } or operations(jax.make_jaxpr(function)(a))[LEFT_OUT, "qr"] == 1
+    assert (
+        operations(jax.make_jaxpr(function)(a))
+        == {
+            (ONCE, "float32"): 3 * one,
+            (SOME_STEPS, "tf32"): one,
+            (CG_STEP, "tf32"): 2 * one,
+            (ONCE, "tf32"): one,
+            (ONCE, "bfloat16"): 2 * 4 * 8 * 4,
+            (ONCE, "float64"): 2 * 4 * 8 * 4,
+            (LEFT_OUT, "geqrf"): 1,
+            (LEFT_OUT, "householder_product"): 1,
+        }
+        or operations(jax.make_jaxpr(function)(a))[LEFT_OUT, "qr"] == 1
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -238,7 +242,19 @@ def test_step_seconds():
 
 def test_predictions():
     rows = gpu_report.predictions(PLAN, batch_size=64)
-    assert [row["gpus"] for row in rows] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    assert [row["gpus"] for row in rows] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+        256,
+        512,
+        1024,
+    ]
     assert rows[0]["weak_efficiency"] == rows[0]["strong_efficiency"] == 1
     assert rows[0]["communication_ms"] == 0
     compiled_for = rows[5]
@@ -246,7 +262,14 @@ def test_predictions():
     assert compiled_for["strong_memory_gb"] == pytest.approx(100e-9)
     assert rows[0]["strong_memory_gb"] == pytest.approx((40 + 32 * 60) / 1e9)
     assert [row["gpus"] for row in rows if "strong_ms" in row][-1] == 64
-    assert gpu_report.numbers(LAYOUT._replace(hosts=3, each=6))[:6] == [1, 2, 4, 6, 12, 18]
+    assert gpu_report.numbers(LAYOUT._replace(hosts=3, each=6))[:6] == [
+        1,
+        2,
+        4,
+        6,
+        12,
+        18,
+    ]
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -321,7 +344,10 @@ def test_a_failed_compilation_is_named(monkeypatch, capsys, tmp_path):
         ([HF, "--gpus", "0x8"], "such as 1x8 or 128x8"),
         ([HF, "--gpus", "1x7"], "batch_size 64 cannot be split evenly over 7 devices"),
         ([HF, "--gpus", "1x8", "--card", "V100"], "use one of A100, H100, H200, B200"),
-        ([HF, "--gpus", "1x8", "--efficiency", "2"], "use 1, the card's peaks, or less"),
+        (
+            [HF, "--gpus", "1x8", "--efficiency", "2"],
+            "use 1, the card's peaks, or less",
+        ),
         ([HF, "--gpus", "1x8", "--efficiency", "-1"], "--efficiency is -1"),
         ([HF, "--gpus", "1x8", "--product-ms", "3"], "--product-ms is for --devices"),
         ([HF, "--devices", "4", "--card", "H100"], "are for --gpus: leave them out"),

@@ -236,7 +236,7 @@ def _check_gpus(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--card is {arguments.card}: use one of {', '.join(CARDS)}")
     if arguments.efficiency and arguments.efficiency > 1:
         raise UsageError(
-            f"--efficiency is {arguments.efficiency:g}: use 1, the card's peaks, or less"
+            f"--efficiency is {arguments.efficiency:g}: use 1, its peaks, or less"
         )
 
 
@@ -252,7 +252,7 @@ def main() -> int:
     which.add_argument("--devices", type=int, help="to compile for, 2 or more")
     which.add_argument("--gpus", metavar="HOSTSxGPUS", help="to compile for: 128x8")
     add("--card", help=f"of the GPUs: {', '.join(CARDS)}; H100")
-    add("--efficiency", type=float, help="part of the card's peaks that is reached; 0.5")
+    add("--efficiency", type=float, help="part of the card's peaks; 0.5")
     add("--cg-steps", type=int, help="of a step; the config's limit by default")
     add("--bandwidth", type=float, help="GB/s of a device; 25, or the card's network")
     add("--latency", type=float, default=10.0, help="microseconds a message; 10")

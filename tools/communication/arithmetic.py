@@ -68,7 +68,8 @@ def _programs(values: Any) -> Iterator[Jaxpr | ClosedJaxpr]:
 
 def number_format(equation: JaxprEqn) -> str:
     """What units multiply it: GPUs take TF32 for a float32 product at no precision."""
-    dtype, precision = equation.invars[0].aval.dtype, equation.params.get("precision")
+    operand: Any = equation.invars[0].aval
+    dtype, precision = operand.dtype, equation.params.get("precision")
     if dtype == np.float64:
         return "float64"
     if dtype.itemsize == 2:
@@ -80,10 +81,14 @@ def number_format(equation: JaxprEqn) -> str:
 
 def _convolution(equation: JaxprEqn) -> float:
     """2 for each output, weight of it, and input that is no filling."""
-    params, kernel = equation.params, equation.invars[1].aval.shape
-    outputs = math.prod(equation.outvars[0].aval.shape)
+    params = equation.params
+    kernel, outputs = map(_shape, (equation.invars[1], equation.outvars[0]))
     weights = math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * outputs * weights / math.prod(params["lhs_dilation"])
+    return 2.0 * math.prod(outputs) * weights / math.prod(params["lhs_dilation"])
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
 
 
 CONVOLUTION = {"conv_general_dilated": _convolution}

@@ -65,7 +65,7 @@ def interpreter() -> Path:
     other = ENVIRONMENT / "bin" / "python"
     if not other.exists():
         raise UsageError(
-            f"--gpus needs XLA's compiler for NVIDIA GPUs (3 GB, no GPU): run `make "
+            f"--gpus needs XLA's compiler for NVIDIA GPUs (5 GB, no GPU): run `make "
             f"setup-gpu-compile`, which puts it into {ENVIRONMENT.name}"
         )
     return other

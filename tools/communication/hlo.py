@@ -4,9 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-COMPUTATION = re.compile(
-    r"^(ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE
-)
+COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE)
 INSTRUCTION = re.compile(
     r"^ +(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)(.*)$", re.MULTILINE
 )
