@@ -17,7 +17,7 @@ from jax.lax import Precision
 
 from racing.operations import COSTS, UNKNOWN
 
-ONCE, CG_STEP, SOME_STEPS = "every step", "each CG step", "at some steps"
+ONCE, CG_STEP, SOME_STEPS = "every step", "CG step", "some steps"
 PLACES = ONCE, CG_STEP, SOME_STEPS
 LEFT_OUT = "left out"  # in place of a number format, with how often
 # Holders of programs, which are counted; and a cost of its own below.

@@ -116,7 +116,6 @@ def compiled(config: Config, examples: Examples, mesh: Mesh, size: int) -> Compi
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
-        "code": stats.generated_code_size_in_bytes,
     }
     counted = [(*key, float(n)) for key, n in operations(traced.jaxpr).items()]
     return Compiled(program.as_text(), memory, counted)

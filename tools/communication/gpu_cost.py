@@ -20,16 +20,8 @@ from typing import NamedTuple
 
 from communication.arithmetic import CG_STEP, ONCE, SOME_STEPS
 from communication.cards import KERNEL, Card
-from communication.compiled import Found
 from communication.cost import Link, ring_seconds
-from communication.hlo import Instruction, Program, Where, places, size
-
-# Instructions that run nothing on the GPU by themselves.
-FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("while", "conditional", "call", "async-start", "partition-id", "replica-id"),
-    *("opt-barrier", "add-dependency"),
-}
+from communication.hlo import Where
 
 
 class Work(NamedTuple):
@@ -59,40 +51,6 @@ def place_of(where: Where) -> str:
     if where.unknown:
         return CG_STEP
     return SOME_STEPS if where.at_some_steps else ONCE
-
-
-def is_kernel(instruction: Instruction) -> bool:
-    """Whether it runs on the GPU. The end of an asynchronous one does not."""
-    done = instruction.opcode.endswith(("-done", "-update"))
-    return not done and instruction.opcode not in FREE
-
-
-def traffic(program: Program) -> list[tuple[Where, float, int]]:
-    """(where, bytes, kernels) of each computation, as often as it runs.
-
-    What a kernel reads and writes is its operands and results, whole. Collectives are
-    kernels, and their bytes are not counted here.
-    """
-    found = []
-    runs = places(program)
-    for name, body in program.bodies.items():
-        types = {instruction.name: instruction.type for instruction in body}
-        kernels = [instruction for instruction in body if is_kernel(instruction)]
-        nbytes = sum(_touched(instruction, types) for instruction in kernels)
-        for where in runs.get(name, ()):
-            times = where.trips
-            found.append((where, float(times * nbytes), times * len(kernels)))
-    return found
-
-
-def _touched(instruction: Instruction, types: Mapping[str, str]) -> int:
-    if instruction.opcode.startswith(("all-", "reduce-scatter", "collective-")):
-        return 0
-    arrays = [types[operand] for operand in set(instruction.operands)]
-    results = instruction.type
-    if instruction.opcode == "custom-call":  # a matrix product's workspace, unused
-        results = results.replace("s8[", "token[")
-    return size(results) + sum(map(size, arrays))
 
 
 def at_share(one: Work, two: Work, share: float) -> Work:
@@ -129,15 +87,3 @@ def _level_seconds(kind: str, nbytes: float, devices: int, link: Link) -> float:
         return ring
     hops = 2 * math.log2(devices)
     return min(ring, 2 * nbytes / link.bandwidth + hops * link.latency)
-
-
-def meanwhile(found: Found) -> list[str]:
-    """Kernels between the start and the end of a collective, by opcode."""
-    start = found.body[found.place]
-    kernels = []
-    for instruction in found.body[found.place + 1 :]:
-        if start.name in instruction.operands:
-            break
-        if is_kernel(instruction):
-            kernels.append(instruction.opcode)
-    return kernels

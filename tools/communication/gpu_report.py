@@ -19,11 +19,10 @@ from communication.gpu_cost import (
     arithmetic_seconds,
     at_share,
     collective_seconds,
-    meanwhile,
     place_of,
-    traffic,
 )
 from communication.hlo import parse
+from communication.kernels import kernels_between, traffic
 
 SYNCHRONOUS = re.compile(r'"is_sync":\s*true')
 GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]<=|\{(\{[\d,{}]*\})\})")
@@ -37,8 +36,7 @@ class Part(NamedTuple):
     bytes: int
     groups: str  # of devices that it is among, their number and size
     place: str
-    asynchronous: bool
-    meanwhile: str  # kernels between its start and its end, by opcode
+    beside: int | None  # kernels from its start to its end; None: it is synchronous
     times: int  # at its place
 
 
@@ -71,16 +69,15 @@ def plan(
 
 def part(found: Found) -> Part:
     """What there is to say of a collective."""
-    line, beside = found.body[found.place], Counter(meanwhile(found))
-    started = line.opcode.endswith("-start")
-    asynchronous = started and not SYNCHRONOUS.search(line.attributes)
+    line = found.body[found.place]
+    asynchronous = line.opcode.endswith("-start")
+    asynchronous = asynchronous and not SYNCHRONOUS.search(line.attributes)
     return Part(
         kind=found.collective.kind,
         bytes=found.collective.bytes,
         groups=groups_of(line.attributes),
         place=place_of(found.where),
-        asynchronous=asynchronous,
-        meanwhile=", ".join(f"{n} {name}" for name, n in sorted(beside.items())),
+        beside=kernels_between(found.body, found.place) if asynchronous else None,
         times=found.where.trips,
     )
 
@@ -94,7 +91,7 @@ def groups_of(attributes: str) -> str:
     if listed:
         groups = listed.split("},{")
         number, devices = len(groups), groups[0].count(",") + 1
-    return f"{int(number):,} of {int(devices):,}"
+    return f"{int(number):,}x{int(devices):,}"
 
 
 def works_of(program: Compiled) -> dict[str, Work]:
@@ -157,7 +154,9 @@ def report(step: Step, plan: Plan, batch_size: int) -> dict[str, Any]:
         "collectives": collective_rows(plan),
         "memory": [memory_row(step.programs[0], plan.card)],
         "work": [
-            work_row(place, plan.works[0][place], *places[place]) for place in PLACES
+            work_row(place, work, *places[place])
+            for place, work in plan.works[0].items()
+            if work.kernels
         ],
         "step_ms": 1e3 * usual,
         "step_with_all_branches_ms": 1e3 * (usual + sum(places[SOME_STEPS])),
@@ -178,8 +177,8 @@ def collective_rows(plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for one, count in Counter(plan.parts).items():
         took = collective_seconds(one.kind, one.bytes, plan.layout)
-        row = {**one._asdict(), "times": count * one.times, "ms_each": 1e3 * took}
-        rows.append(row | {"meanwhile": one.meanwhile or "nothing"})
+        times = count * one.times
+        rows.append({**one._asdict(), "times": times, "ms_each": 1e3 * took})
     return sorted(rows, key=lambda row: PLACES.index(row["place"]))
 
 
@@ -200,10 +199,10 @@ def work_row(place: str, work: Work, arithmetic: float, sending: float):
     return {
         "place": place,
         "gflop": sum(work.operations.values()) / 1e9,
-        "memory_traffic_mb": work.bytes / 1e6,
+        "moved_mb": work.bytes / 1e6,
         "kernels": round(work.kernels),
         "arithmetic_ms": 1e3 * arithmetic,
-        "communication_ms": 1e3 * sending,
+        "sending_ms": 1e3 * sending,
     }
 
 
@@ -219,14 +218,14 @@ def predictions(plan: Plan, batch_size: int) -> list[dict[str, Any]]:
     for gpus in numbers(plan.layout):
         arithmetic, sending = step_seconds(plan, 1, gpus)
         weak = arithmetic + sending
-        row = {"gpus": gpus, "communication_ms": 1e3 * sending, "weak_ms": 1e3 * weak}
+        row = {"gpus": gpus, "sent_ms": 1e3 * sending, "weak_ms": 1e3 * weak}
         row |= {"weak_efficiency": alone / weak}
         if gpus <= batch_size:  # there is an example for every GPU
             strong = sum(step_seconds(plan, total / gpus, gpus))
             row |= {
                 "strong_ms": 1e3 * strong,
                 "strong_efficiency": whole / gpus / strong,
-                "strong_memory_gb": memory_at(plan, total / gpus) / 1e9,
+                "strong_gb": memory_at(plan, total / gpus) / 1e9,
             }
         rows.append(row)
     return rows

@@ -25,7 +25,7 @@ class Instruction(NamedTuple):
     name: str
     type: str
     opcode: str
-    operands: list[str]
+    operands: list[str]  # names; of a parameter, its number
     attributes: str
 
     @property
@@ -55,11 +55,15 @@ def parse(text: str) -> Program:
     entry, bodies = "", {}
     for is_entry, name, body in COMPUTATION.findall(text):
         bodies[name] = [
-            Instruction(called, type_, opcode, NAME.findall(operands), attributes)
+            Instruction(called, type_, opcode, _names(opcode, operands), attributes)
             for called, type_, opcode, operands, attributes in INSTRUCTION.findall(body)
         ]
         entry = name if is_entry else entry
     return Program(entry, bodies)
+
+
+def _names(opcode: str, operands: str) -> list[str]:
+    return [operands] if opcode == "parameter" else NAME.findall(operands)
 
 
 def places(program: Program) -> dict[str, list[Where]]:
