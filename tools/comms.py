@@ -77,6 +77,9 @@ NOT_PREDICTED = {
     "reduced": "Not predicted: this batch has fewer examples than an example has "
     "inputs, so the step is solved in their span, at a cost that is not linear in the "
     "batch; give the --batch-size of many devices, one of at least as many examples.",
+    "share": "Not predicted for other numbers of GPUs: this batch has fewer examples "
+    "than an example has inputs, so the step is solved in their span, at a cost that "
+    "is not linear in the batch.",
 }
 HEAD = "{config}: {parameters:,} parameters, batch {batch_size}, {cg_steps} CG steps"
 TITLES = {
@@ -182,7 +185,7 @@ def _report_gpus(config: Config, arguments: argparse.Namespace) -> dict[str, Any
     plan = gpu_report.plan(step, cg_steps, card, layout, efficiency)
     said = gpu_report.report(step, plan, config.batch_size)
     if "predictions" not in said:
-        said["not_predicted"] = NOT_PREDICTED["reduced"]
+        said["not_predicted"] = NOT_PREDICTED["share"]
     return said
 
 
