@@ -236,6 +236,13 @@ def test_the_command():
     assert said["predictions"][0]["weak_ms"] > 7 * 5
 
 
+def test_what_a_branch_sends_is_in_no_sum():
+    method = METHODS["hf_kronecker"]
+    assert comms.repeats(Collective("all-reduce", 8, False, True), method, 5) == 0
+    assert comms.repeats(Collective("all-reduce", 8, False), method, 5) == 1
+    assert comms.repeats(Collective("all-reduce", 8, True, True), method, 5) == 5
+
+
 def test_a_reduced_step_is_listed_and_not_predicted(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["comms.py", HF, "--devices", "4", "--json"])

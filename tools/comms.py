@@ -84,7 +84,8 @@ NOT_PREDICTED = {
 HEAD = "{config}: {parameters:,} parameters, batch {batch_size}, {cg_steps} CG steps"
 TITLES = {
     "collectives": "Compiled for {devices} devices, a step has "
-    "{bytes_per_step:,} bytes in {rounds_per_step:,} rounds",
+    "{bytes_per_step:,} bytes in {rounds_per_step:,} rounds\n"
+    "(a branch is taken at some steps, and is not in these sums)",
     "arithmetic_ms": "Arithmetic on one device here, batch {batch_size}, in ms",
     "predictions": "Assuming {bandwidth_gb_per_s:g} GB/s and {latency_us:g} µs; "
     "weak: batch {batch_size} on each device, strong: on all",
@@ -110,7 +111,7 @@ STEP = (
 def repeats(collective: Collective, method: Method, cg_steps: int) -> int:
     """How often every step runs a collective."""
     if not collective.in_loop:
-        return 0 if collective.at_some_steps else 1
+        return 0 if collective.branch else 1
     if not isinstance(method, Newton):
         return cg_steps
     # The loop over whole blocks of columns, each with all rows; a rest is outside.
@@ -158,7 +159,7 @@ def _report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.product_ms:
         cost = cost._replace(per_cg_step=1e-3 * arguments.product_ms)
     link = Link(1e9 * (arguments.bandwidth or 25), 1e-6 * arguments.latency)
-    every = [c for c in found if c.in_loop or not c.at_some_steps]
+    every = [c for c in found if c.in_loop or not c.branch]
     seconds = partial(step_seconds, cost, cg_steps, every, link=link)
     return said | {
         "bandwidth_gb_per_s": link.bandwidth / 1e9,

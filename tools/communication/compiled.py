@@ -29,7 +29,7 @@ class Collective(NamedTuple):
     kind: str  # all-reduce, all-gather, reduce-scatter, …
     bytes: int  # of the operands on one device; for an all-gather, of the results
     in_loop: bool  # inside the body or condition of a while loop
-    at_some_steps: bool = False  # inside a branch
+    branch: bool = False  # inside a branch, which a step may not take
 
 
 class Found(NamedTuple):
