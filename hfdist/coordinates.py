@@ -58,9 +58,14 @@ def pulled_back(model: Quadratic, space: Coordinates) -> Quadratic:
     )
 
 
-def full(problem: Problem, params: PyTree) -> Coordinates:
-    """The params themselves."""
-    return Coordinates(problem, params, _same, _same, inner, _same)
+def full(problem: Problem, params: PyTree, devices: Collectives) -> Coordinates:
+    """The params themselves, or shards of them."""
+    vectors = devices.vectors
+
+    def expand(vector):
+        return vectors.expand(vector, params)
+
+    return Coordinates(problem, params, _same, _same, vectors.inner, expand)
 
 
 def gram(first: FirstProduct, devices: Collectives) -> Coordinates:

@@ -9,6 +9,7 @@ for examples that did not make it. It costs J s on the next batch, which a two-t
 takes anyway: XLA computes it once, and the operations are those without hindsight.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,7 +34,12 @@ def no_hindsight(dtype) -> Hindsight:
     return Hindsight(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
 
-def seen_after(seen: Hindsight, step: PyTree, model: Quadratic) -> Hindsight:
+def seen_after(
+    seen: Hindsight,
+    step: PyTree,
+    model: Quadratic,
+    inner: Callable[[PyTree, PyTree], Array] = inner,
+) -> Hindsight:
     """The averages with the step before; model: of this batch, after that step."""
     new = Hindsight(inner(model.gradient, step), model.form([step])[0, 0])
     finite = jnp.isfinite(new.slope) & jnp.isfinite(new.curvature)

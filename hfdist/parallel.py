@@ -12,15 +12,26 @@ on its leading axis, but for the entries that are said to be replicated. The inp
 reduction needs some rows of all devices on each: `gather` brings them there, and
 `share` is its inverse.
 
+A vector that the method makes of the params' (a gradient, a direction, all that CG
+holds) may be shared out instead, each device having 1/P of it: then
+
+    spread(v)     before multiplying: this device's own copy of the whole, one
+                  all-gather, and
+    collect(sums) after: the sum over devices as a vector, one reduce-scatter,
+
+with a ⟨u, v⟩ that sums over devices. Together they send what an all-reduce does.
+
 The devices may belong to many processes; each process runs this same program.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -28,12 +39,36 @@ from jax.sharding import PartitionSpec as P
 
 from hfdist.batches import check_shares, is_replicated
 from hfdist.errors import UsageError
+from hfdist.pytree import inner, widen
 
 AXIS = "data"
+# Shards are of a length that any usual number of devices divides, so that a state does
+# not depend on it: 2¹⁰ · 3² · 5.
+MULTIPLE = 46_080
 # Whether JAX checks, while tracing, which values differ between devices. That finds a
 # forgotten all-reduce, and so the tests switch it on; but it refuses a predict with a
 # loop that starts from a constant, as every recurrent network's does.
 CHECK_VMA = False
+
+
+Sharding = Literal["replicated", "vectors"]
+
+
+class Shard(NamedTuple):
+    """A vector like the params, shared out over the devices: flat, padded by zeros."""
+
+    part: Any  # (n / P,) of a device inside of `data_parallel`; outside (n,), of all
+
+
+class Vectors(NamedTuple):
+    """How a method's vectors are held; `like` is what they are like, the params."""
+
+    spread: Callable[[Any, Any], Any]  # vector, like -> per-device tree
+    collect: Callable[[Any, Any], Any]  # per-device sums, scalars -> vector, scalars
+    part: Callable[[Any], Any]  # replicated tree -> vector
+    expand: Callable[[Any, Any], Any]  # vector, like -> replicated tree
+    inner: Callable[[Any, Any], Any]  # ⟨u, v⟩, replicated
+    shared: bool = False  # each device has a part of them
 
 
 class Collectives(NamedTuple):
@@ -43,21 +78,52 @@ class Collectives(NamedTuple):
     reduce: Callable[[Any], Any]  # per-device sums -> their sum, replicated
     gather: Callable[[Any], Any]  # per-device rows -> those of all, replicated
     share: Callable[[Any], Any]  # those of all devices -> this device's
+    vectors: Vectors
     size: int = 1  # number of devices
     replicated: Collection[str] = ()  # entries of a batch that each device has whole
+    micro_batch_size: int | None = None  # examples of a device at a time; None: all
+
+    @property
+    def with_whole_vectors(self) -> "Collectives":
+        """The same, each device having every vector whole."""
+        return self._replace(vectors=_whole(self.vary, self.reduce))
 
 
-def collectives(mesh: Mesh | None, replicated: Collection[str] = ()) -> Collectives:
-    """The functions inside `data_parallel(…, mesh)`; without a mesh they do nothing."""
-    if mesh is None:
+def collectives(
+    mesh: Mesh | None,
+    replicated: Collection[str] = (),
+    micro_batch_size: int | None = None,
+    sharding: Sharding = "replicated",
+) -> Collectives:
+    """The functions inside `data_parallel(…, mesh)`; without a mesh they do nothing.
+
+    Raises UsageError for vectors that so many devices cannot share.
+    """
+    if mesh is None and micro_batch_size is None:
         return ONE_DEVICE
+    if mesh is None:
+        return ONE_DEVICE._replace(
+            replicated=replicated, micro_batch_size=micro_batch_size
+        )
+
+    if sharding == "vectors" and MULTIPLE % mesh.size:
+        raise UsageError(
+            f"{mesh.size} devices cannot share vectors evenly: use a number of them "
+            f"that divides {MULTIPLE:,}, or sharding='replicated'"
+        )
+
+    def vary(tree):
+        return jax.lax.pcast(tree, AXIS, to="varying")
+
     return Collectives(
-        vary=lambda tree: jax.lax.pcast(tree, AXIS, to="varying"),
+        vary=vary,
         reduce=_all_reduce,
         gather=_gather,
         share=_share,
+        vectors=SHARED if sharding == "vectors" else _whole(vary, _all_reduce),
         size=mesh.size,
         replicated=replicated,
+        micro_batch_size=micro_batch_size,
     )
 
 
@@ -65,7 +131,17 @@ def _same(tree: Any) -> Any:
     return tree
 
 
-ONE_DEVICE = Collectives(_same, _same, _same, _same)
+def _whole(vary: Callable, reduce: Callable) -> Vectors:
+    return Vectors(
+        spread=lambda vector, like: vary(vector),
+        collect=lambda sums, scalars: reduce((sums, scalars)),
+        part=_same,
+        expand=lambda vector, like: vector,
+        inner=inner,
+    )
+
+
+ONE_DEVICE = Collectives(_same, _same, _same, _same, _whole(_same, _same))
 
 
 def _all_reduce(tree: Any) -> Any:
@@ -87,14 +163,64 @@ def _share(array: Any) -> Any:
     return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(AXIS) * size, size)
 
 
+def _spread(vector: Shard, like: Any) -> Any:
+    whole = jax.lax.all_gather(vector.part, AXIS, tiled=True)
+    return _unflat(whole, like)
+
+
+def _collect(sums: Any, scalars: Any) -> tuple[Shard, Any]:
+    part = jax.lax.psum_scatter(_flat(sums), AXIS, tiled=True)
+    return Shard(part), _all_reduce(scalars) if jax.tree.leaves(scalars) else scalars
+
+
+def _flat(tree: Any) -> Any:
+    """A tree of one dtype as one array, padded by zeros to a multiple of MULTIPLE."""
+    flat, _ = ravel_pytree(tree)
+    return jnp.pad(flat, (0, -len(flat) % MULTIPLE))
+
+
+def _unflat(flat: Any, like: Any) -> Any:
+    """The tree that `_flat` made so, like the params in their working dtype."""
+    whole, unravel = ravel_pytree(widen(like))
+    return unravel(flat[: len(whole)])
+
+
+SHARED = Vectors(
+    spread=_spread,
+    collect=_collect,
+    part=lambda tree: Shard(_share(_flat(tree))),
+    expand=lambda vector, like: _unflat(_gather(vector.part), like),
+    inner=lambda u, v: jax.lax.psum(inner(u, v), AXIS),
+    shared=True,
+)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def share_out(tree: Any, mesh: Mesh) -> Shard:
+    """A tree of one dtype, whole on every device, as a shard on each."""
+    return Shard(_placed(_flat(tree), mesh, P(AXIS)))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def bring_together(vector: Shard, like: Any, mesh: Mesh) -> Any:
+    """The tree of a shared vector, whole on every device."""
+    return _unflat(_placed(vector.part, mesh, P()), like)
+
+
+def _placed(array: Any, mesh: Mesh, spec: P) -> Any:
+    place = jax.reshard if _explicit(array) else jax.lax.with_sharding_constraint
+    return place(array, NamedSharding(mesh, spec))
+
+
 def data_parallel(
     step: Callable, mesh: Mesh | None, replicated: Collection[str] = ()
 ) -> Callable:
     """step(gradient, state, params, *batches) -> replicated results, over the devices.
 
-    A batch may be None. Raises UsageError, while tracing, for an entry of a batch that
-    the devices cannot share: one without a row for each example, or rows that they
-    cannot split evenly.
+    With shards in the state, the results are (update, state) and have them too. A batch
+    may be None. Raises UsageError, while tracing, for an entry of a batch that the
+    devices cannot share: one without a row for each example, or rows that they cannot
+    split evenly.
     """
     if mesh is None:
         return step
@@ -111,7 +237,7 @@ def data_parallel(
             if batch is not None:
                 check_shares(batch, mesh.size, replicated)
         arguments = gradient, state, params, *batches
-        whole = jax.tree.map(lambda _: P(), (gradient, state, params))
+        whole = _specs((gradient, state, params))
         shares = jax.tree_util.tree_map_with_path(
             # The first key of a path is the place among the batches.
             lambda path, _: P() if is_replicated(path[1:], replicated) else P(AXIS),
@@ -126,12 +252,27 @@ def data_parallel(
             step,
             mesh=mesh if explicit else automatic,
             in_specs=specs,
-            out_specs=P(),
+            out_specs=_results(whole[1]),
             check_vma=CHECK_VMA,
         )
         return mapped(*arguments)
 
     return sharded
+
+
+def _specs(tree: Any) -> Any:
+    """Where the leaves of a tree are: shards a part on each device, all else whole."""
+    return jax.tree.map(
+        lambda node: Shard(P(AXIS)) if isinstance(node, Shard) else P(),
+        tree,
+        is_leaf=lambda node: isinstance(node, Shard),
+    )
+
+
+def _results(state: Any) -> Any:
+    """Where (update, state) are, of a state with shards; of another all is whole."""
+    specs = jax.tree.leaves(state, is_leaf=lambda spec: isinstance(spec, P))
+    return (P(), state) if P(AXIS) in specs else P()
 
 
 def _explicit(arguments: Any) -> bool:

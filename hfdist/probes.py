@@ -26,6 +26,7 @@ from optax import tree
 
 from hfdist import losses
 from hfdist.errors import UsageError
+from hfdist.micro_batches import summed
 from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree, divide, widen, widest, working_dtype
@@ -39,15 +40,29 @@ def probe(
 ) -> PyTree:
     """V, like params in their working dtype, with the signs of this step.
 
-    The signs are drawn for the whole batch, so that V does not depend on the devices.
+    The signs are drawn by the places of examples in the whole batch, so that V depends
+    neither on the devices nor on micro-batches.
     Raises UsageError for a loss of which R cannot be had.
     """
-    wide = widen(devices.vary(params))
-    outputs, vjp = jax.vjp(partial(outputs_at, problem, params, batch), wide)
+    outputs = jax.eval_shape(problem.predict, params, batch)
+    examples = len(jax.tree.leaves(outputs)[0])
+    places_B = devices.share(jnp.arange(devices.size * examples))
+    key = jax.random.fold_in(jax.random.key(0), step)
+    local = partial(_probe_sums, problem, devices.vary(params), key)
+    total, weight = devices.reduce(summed(local, devices, batch, places_B))
+    return divide(total, jnp.sqrt(weight))
+
+
+def _probe_sums(
+    problem: Problem, params: PyTree, key: Array, batch: Batch, places_B: Array
+) -> tuple[PyTree, Array]:
+    """(Σ Jᵢᵀ √wᵢ Rᵢ εᵢ, Σ wᵢ), the signs ε drawn by the examples' places."""
+    at = partial(outputs_at, problem, params, batch)
+    outputs, vjp = jax.vjp(at, widen(params))
     z = jax.tree.map(lambda leaf: leaf.astype(widest(leaf.dtype, jnp.float32)), outputs)
-    signs = _signs(devices, step, z)
+    signs = jax.vmap(partial(_signs, key))(places_B, z)
     root = ROOTS.get(inspect.unwrap(problem.loss)) or partial(_dense, problem.loss)
-    weights_B = batch.get("weights", jnp.ones(len(jax.tree.leaves(z)[0])))
+    weights_B = batch.get("weights", jnp.ones(len(places_B)))
     weights_B = weights_B.astype(working_dtype(params))
 
     def weighted(row, leaf):
@@ -56,18 +71,12 @@ def probe(
         return jnp.where(w == 0, 0, jnp.sqrt(w) * row).astype(leaf.dtype)
 
     (total,) = vjp(jax.tree.map(weighted, root(z, batch, signs), outputs))
-    total, weight = devices.reduce((total, jnp.sum(weights_B)))
-    return divide(total, jnp.sqrt(weight))
+    return total, jnp.sum(weights_B)
 
 
-def _signs(devices: Collectives, step: Array, z: Any) -> Any:
-    """±1 for each output of this device's rows."""
-
-    def drawn(key, shape, dtype):
-        whole = devices.size * shape[0], *shape[1:]
-        return devices.share(jax.random.rademacher(key, whole, dtype))
-
-    return tree.random_like(jax.random.fold_in(jax.random.key(0), step), z, drawn)
+def _signs(key: Array, place: Array, z: Any) -> Any:
+    """±1 for each output of the example at a place."""
+    return tree.random_like(jax.random.fold_in(key, place), z, jax.random.rademacher)
 
 
 def _softmax(z: Array, batch: Batch, signs: Array) -> Array:

@@ -1,6 +1,6 @@
 """What optax.tree lacks for vectors that are pytrees of arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,11 @@ def inner(a: PyTree, b: PyTree) -> Array:
     return jnp.asarray(tree.vdot(a, b))
 
 
-def inners(us: Sequence[PyTree], vs: Sequence[PyTree]) -> Array:
+def inners(
+    us: Sequence[PyTree],
+    vs: Sequence[PyTree],
+    inner: Callable[[PyTree, PyTree], Array] = inner,
+) -> Array:
     """⟨uᵢ, vⱼ⟩, a matrix."""
     return jnp.array([[inner(u, v) for v in vs] for u in us])
 

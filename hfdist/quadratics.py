@@ -7,9 +7,10 @@ C is the Hessian H = ∇²f or the Gauss-Newton matrix G = Jᵀ H_z J + diag(μ)
 then costs, with a forward pass counted as 1: gradient 3, G 4, H about 6, a finite
 difference of gradients 3.
 
-Over devices, local sums go through `reduce` and are divided by the global Σ wᵢ after
-it: (Σ wᵢ lᵢ, Σ wᵢ, gradient sum) in one all-reduce, each product in one more. The
-penalty is added to what is replicated.
+Over devices, local sums are collected and divided by the global Σ wᵢ after it: (Σ wᵢ
+lᵢ, Σ wᵢ, gradient sum) in one all-reduce, each product in one more. The penalty is
+added after that. Gradients, products and displacements are vectors in the sense of
+parallel.py: like params, or shared out over the devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ from optax import tree
 
 from hfdist import curvatures
 from hfdist.choices import choices, chosen
+from hfdist.micro_batches import curvature_sums, summed
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.problem import Batch, Problem, decay, penalised, penalty
 from hfdist.pytree import PyTree, divide, inners, widen
-from hfdist.sums import gradient_sums, loss_and_rounding
+from hfdist.sums import form_of, gradient_sums, loss_and_rounding
 
 if TYPE_CHECKING:
     Curvature = str
@@ -64,27 +66,27 @@ def quadratic(
     Raises UsageError for a layer without the derivative that the curvature needs.
     """
     build = chosen("curvature", curvature, curvatures)
-    sums = build(problem, devices.vary(params), batch)
+    sums = curvature_sums(build, problem, devices.vary(params), batch, devices)
     value, gradient, weight_sum = _means(devices, sums.loss, sums.weight, sums.gradient)
-    value, gradient = _add_penalty(problem, params, value, gradient)
+    value, gradient = _add_penalty(problem, params, value, gradient, devices)
+    vectors = devices.vectors
 
     def mean_product(v):
-        product_sum = devices.reduce(sums.product(devices.vary(v)))
-        return divide(product_sum, weight_sum)
+        product_sum = sums.product(vectors.spread(v, params))
+        return divide(vectors.collect(product_sum, ())[0], weight_sum)
 
     def product(v):
-        return tree.add(mean_product(v), decay(problem, v))
+        return tree.add(mean_product(v), decayed(v))
 
-    def form(vectors):
-        varied = [devices.vary(v) for v in vectors]
-        if sums.form:
-            local = sums.form(varied)
-        else:
-            local = inners(varied, [sums.product(v) for v in varied])
+    def decayed(v):
+        return vectors.part(decay(problem, vectors.expand(v, params)))
+
+    def form(vs):
+        local = form_of(sums, [vectors.spread(v, params) for v in vs])
         mean = devices.reduce(local) / weight_sum
         if not penalised(problem):
             return mean
-        return mean + inners(vectors, [decay(problem, v) for v in vectors])
+        return mean + inners(vs, [decayed(v) for v in vs], vectors.inner)
 
     return Quadratic(
         value,
@@ -98,19 +100,21 @@ def quadratic(
 def value_and_gradient(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives = ONE_DEVICE
 ) -> tuple[Array, PyTree]:
-    """f(w) and g = ∇f(w) of a batch."""
-    sums, gradient_sum = gradient_sums(problem, devices.vary(params), batch)
-    value, gradient, _ = _means(devices, *sums, gradient_sum)
-    return _add_penalty(problem, params, value, gradient)
+    """f(w) and g = ∇f(w) of a batch, a vector."""
+    local = partial(gradient_sums, problem, devices.vary(params))
+    (loss_sum, weight_sum), gradient_sum = summed(local, devices, batch)
+    value, gradient, _ = _means(devices, loss_sum, weight_sum, gradient_sum)
+    return _add_penalty(problem, params, value, gradient, devices)
 
 
 def value_at(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives, d: PyTree
 ) -> Value:
     """f(w + d) of a batch, by one forward pass."""
+    d = devices.vectors.expand(d, params)
     moved = optax.apply_updates(params, tree.cast_like(d, params))
-    sums = loss_and_rounding(problem, devices.vary(moved), batch)
-    loss_sum, weight_sum, squares = devices.reduce(sums)
+    local = partial(loss_and_rounding, problem, devices.vary(moved))
+    loss_sum, weight_sum, squares = devices.reduce(summed(local, devices, batch))
     loss = loss_sum / weight_sum
     if penalised(problem):
         loss += penalty(problem, widen(moved))
@@ -122,14 +126,15 @@ def value_at(
 
 def _means(devices, loss_sum, weight_sum, gradient_sum):
     """The global means, and Σ wᵢ, from this device's sums: one all-reduce."""
-    (loss_sum, weight_sum), gradient_sum = devices.reduce(
-        ((loss_sum, weight_sum), gradient_sum)
+    gradient_sum, (loss_sum, weight_sum) = devices.vectors.collect(
+        gradient_sum, (loss_sum, weight_sum)
     )
     return loss_sum / weight_sum, divide(gradient_sum, weight_sum), weight_sum
 
 
-def _add_penalty(problem, params, value, gradient):
+def _add_penalty(problem, params, value, gradient, devices):
     if not penalised(problem):
         return value, gradient
     wide = widen(params)
-    return value + penalty(problem, wide), tree.add(gradient, decay(problem, wide))
+    decayed = devices.vectors.part(decay(problem, wide))
+    return value + penalty(problem, wide), tree.add(gradient, decayed)

@@ -17,7 +17,7 @@ from jax import Array
 from optax import tree
 
 from hfdist.problem import Batch, Problem, weighted_sums
-from hfdist.pytree import PyTree, widen
+from hfdist.pytree import PyTree, inners, widen
 
 
 class Sums(NamedTuple):
@@ -29,6 +29,13 @@ class Sums(NamedTuple):
     product: Callable[[PyTree], PyTree]  # v -> Σ wᵢ Cᵢ v, both like the gradient
     # (v₁ … vₖ) -> Σ wᵢ ⟨vᵢ, Cᵢ vⱼ⟩, (k, k); None: no cheaper than by the product.
     form: Callable[[Sequence[PyTree]], Array] | None = None
+
+
+def form_of(sums: Sums, vectors: Sequence[PyTree]) -> Array:
+    """Σ wᵢ ⟨vᵢ, Cᵢ vⱼ⟩, (k, k), the cheapest way there is."""
+    if sums.form:
+        return sums.form(vectors)
+    return inners(vectors, [sums.product(v) for v in vectors])
 
 
 def outputs_at(problem: Problem, params: PyTree, batch: Batch, wide: PyTree) -> Any:

@@ -141,7 +141,7 @@ def test_points_of_two_kinds_are_refused_as_they_are():
     assert state.info.loss == pytest.approx(np.mean(np.sum((rows @ W) ** 2, 1)))
     with pytest.raises(ValueError, match=r"batch\['boundary'\] has shape \(8, 12\)"):
         update(METHODS["cg"], problem, W, batch, MESH)
-    with pytest.raises(ValueError, match=r"shape \(13,\) for the 5 examples of a dev"):
+    with pytest.raises(ValueError, match=r"shape \(13,\) for 5 examples: over a mesh"):
         update(METHODS["cg"], problem, W, batch, MESH, ("boundary",))
 
 

@@ -17,7 +17,7 @@ DIVIDE = "leaf / scalar.astype(leaf.dtype)"
 TRANSPOSED = "(jt_hessian_jv,) = vjp(hessian_jv)"
 RESIDUAL = "r = tree.where(positive, tree.add_scale(r, -alpha, a_p), r)"
 PSUM = "jax.lax.psum(flat, AXIS)"
-REDUCED = "devices.reduce(sums.product(devices.vary(v)))"
+REDUCED = "vectors.collect(product_sum, ())[0]"
 START = "System(damped_product, b, memory.start, space.inner)"
 
 # name: (file, what stands there, what replaces it, the tests that notice)
@@ -68,9 +68,21 @@ MUTATIONS = {
     ),
     "draw the same signs on every device": (
         "probes.py",
-        "devices.share(jax.random.rademacher(key, shape, leaf.dtype))",
-        "jax.random.rademacher(key, leaf.shape, leaf.dtype)",
+        "devices.share(jnp.arange(devices.size * examples))",
+        "jnp.arange(examples)",
         "parallel",
+    ),
+    "count the last micro-batch alone": (
+        "micro_batches.py",
+        "tree.add(total, of_part(part))",
+        "of_part(part)",
+        "micro_batches",
+    ),
+    "draw the same signs in every micro-batch": (
+        "probes.py",
+        "summed(local, devices, batch, places_B)",
+        "summed(lambda b, p: local(b, jnp.arange(len(p))), devices, batch, places_B)",
+        "micro_batches",
     ),
     "forget that the weights are under the root": (
         "probes.py",
@@ -177,8 +189,14 @@ MUTATIONS = {
     "forget the product's all-reduce": (
         "quadratics.py",
         REDUCED,
-        "sums.product(devices.vary(v))",
+        "product_sum",
         "parallel",
+    ),
+    "read a shared vector from its padding": (
+        "parallel.py",
+        "unravel(flat[: len(whole)])",
+        "unravel(flat[-len(whole) :])",
+        "sharding",
     ),
     "all-reduce the product twice": (
         "quadratics.py",

@@ -14,7 +14,7 @@ import together
 from hfdist import UsageError
 from hfdist.runs.config import load
 from hfdist.runs.train import train
-from test_resume import SGD, finish, start, story, wait_for_step
+from test_resume import SGD, finish, kill, start, story, wait_for_step
 from together import ROOT, train_losses
 
 CG = "--method.cg.max-steps 3 --method.cg.rtol 0"
@@ -40,7 +40,15 @@ SHORT = (
     "--dtype float64 --max-steps 4 --epochs 10 --steps-per-dispatch 1 "
     "--checkpoint-steps 1 --checkpoint-minutes 1e9 --evaluation-batch-size 200"
 )
+MICRO = {"mnist/convnet": 2, "text/shakespeare": 1}  # of a device's few examples
 each_task = pytest.mark.parametrize("name", TASKS)
+
+
+def shared(name):
+    """Vectors shared out, and micro-batches, where the method has CG's vectors."""
+    if "--method.cg" not in TASKS[name]:
+        return None
+    return ["--sharding", "vectors", "--micro-batch-size", MICRO.get(name, 4)]
 
 
 def command(name):
@@ -54,15 +62,18 @@ def test_devices_and_processes_take_the_same_steps(name, tmp_path):
     four = ["--devices", 4]
     if name in WHOLE:
         four += ["--batch-size", WHOLE[name]]
+    kinds = [("1", [], 1), ("4", four, 1), ("2 x 1", [], 2)]
+    if shares := shared(name):
+        kinds += [("4 that share", four + shares, 1), ("2 x 1 that share", shares, 2)]
     losses = {}
-    for kind, more, processes in (("1", [], 1), ("4", four, 1), ("2 x 1", [], 2)):
+    for kind, more, processes in kinds:
         run = [*arguments, *more, "--run-dir", tmp_path / kind]
         code, output = finish(run, processes)
         assert code == 0, output
         losses[kind] = train_losses(tmp_path / kind)
     assert len(losses["1"]) == 4
     assert losses["1"][3] < losses["1"][0]
-    for kind in ("4", "2 x 1"):
+    for kind, *_ in kinds[1:]:
         assert losses[kind] == pytest.approx(losses["1"], rel=1e-9), kind
 
 
@@ -76,6 +87,19 @@ def test_a_run_that_was_killed_equals_one_that_was_not(name, tmp_path):
     process.communicate()
     for run_dir in (killed, whole):
         code, output = finish([*command(name), "--run-dir", run_dir])
+        assert code == 0, output
+    assert story(killed) == story(whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_sharing(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = [*command("mnist/wide_kronecker"), *shared("mnist/wide_kronecker")]
+    process = start([*arguments, "--run-dir", killed], processes=2)
+    wait_for_step(killed, 2)
+    kill(process)
+    for run_dir in (killed, whole):
+        code, output = finish([*arguments, "--run-dir", run_dir], processes=2)
         assert code == 0, output
     assert story(killed) == story(whole)
 

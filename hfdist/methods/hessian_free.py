@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfdist import preconditioners
 from hfdist.checks import NonNegative, known
@@ -42,6 +42,8 @@ class HessianFree(SecondOrder):
     preconditioned by Kronecker factors, with two-term steps. A damping is kept, with
     the paper's method around it.
     """
+
+    shares_vectors: ClassVar[bool] = True
 
     warm_start: NonNegative = 0.0
     """Start CG from this multiple of the last solution, for one more product a step

@@ -8,7 +8,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,16 @@ from jax import Array
 from jax.sharding import Mesh
 
 from hfdist.batches import check_batch, examples_in
-from hfdist.checks import Settings
+from hfdist.checks import Count, Settings, check_choice, fitted
 from hfdist.errors import UsageError
 from hfdist.outcome import Refusal
-from hfdist.parallel import Collectives, collectives, data_parallel
+from hfdist.parallel import (
+    Collectives,
+    Sharding,
+    collectives,
+    data_parallel,
+    share_out,
+)
 from hfdist.problem import Batch, Problem, check_penalty
 from hfdist.pytree import PyTree, check_differentiable, working_dtype
 from hfdist.solvers.solution import Reason
@@ -61,6 +67,7 @@ class Method(Settings, abc.ABC):
     """Hyper-parameters of an optimisation method."""
 
     scheduled: ClassVar[bool] = True
+    shares_vectors: ClassVar[bool] = False  # whether devices may share them out
 
     @abc.abstractmethod
     def init(self, params: PyTree) -> State:
@@ -83,15 +90,21 @@ class Method(Settings, abc.ABC):
         batch's own.
         """
 
+    def on_vectors(self, function: Callable[[Any], Any], state: State) -> State:
+        """The state with a function applied to each vector like the params in it."""
+        del function
+        return state
+
     def explain(
         self,
         problem: Problem,
         params: PyTree,
         batch: Batch,
         curvature_batch: Batch | None = None,
+        micro_batch_size: int | None = None,
     ) -> str:
         """What the method makes of a problem by itself, in words; "": nothing."""
-        del problem, params, batch, curvature_batch
+        del problem, params, batch, curvature_batch, micro_batch_size
         return ""
 
     def build(
@@ -99,6 +112,8 @@ class Method(Settings, abc.ABC):
         problem: Problem,
         mesh: Mesh | None = None,
         replicated: Sequence[str] = (),
+        micro_batch_size: int | None = None,
+        sharding: Sharding = "replicated",
     ) -> optax.GradientTransformationExtraArgs:
         """The optax transformation of the method for a problem.
 
@@ -107,22 +122,36 @@ class Method(Settings, abc.ABC):
         None stands for the gradient: the method computes its own. With a mesh, the
         rows of each batch are split over its devices, but for the entries named in
         `replicated`, which every device has whole. `curvature_batch=` in `update` gives
-        the products examples of their own.
+        the products examples of their own. With a `micro_batch_size` a device takes so
+        many examples at a time, in their memory, and each product computes the forward
+        pass again. With sharding="vectors" a device has 1/P of each vector of the
+        solve, and of those in the state; the params are whole.
 
         Raises UsageError, while tracing, for params, batches and losses that do not
         fit: see the messages.
         """
         if isinstance(replicated, str):
             raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
-        if mesh is not None:
+        micro_batch_size = fitted("micro_batch_size", micro_batch_size, Count | None)
+        check_choice("sharding", sharding, get_args(Sharding))
+        shared = sharding == "vectors"
+        if shared and not self.shares_vectors:
+            raise UsageError(
+                f"{type(self).__name__} has no vectors of a solve to share out: use "
+                f"sharding='replicated', or hfdist.HessianFree"
+            )
+        if mesh is not None or micro_batch_size is not None:
             problem = problem._replace(loss=one_a_row(problem.loss, replicated))
-        devices = collectives(mesh, replicated)
+        devices = collectives(mesh, replicated, micro_batch_size, sharding)
         step = partial(self.step, problem, devices)
         step = data_parallel(step, mesh, replicated)
 
         def init(params):
             check_params(problem, params)
-            return self.init(params)
+            state = self.init(params)
+            if mesh is None or not shared:
+                return state
+            return self.on_vectors(partial(share_out, mesh=mesh), state)
 
         def update(
             updates,
@@ -195,7 +224,8 @@ def initial_info(params: PyTree, damping: Any = 0.0) -> Info:
 def one_a_row(loss, replicated):
     """The loss, refused where it does not return one number for each row it is given.
 
-    Over devices anything else would count some examples more often than others.
+    Over devices or micro-batches anything else would count some examples more often
+    than others.
     """
 
     @wraps(loss)
@@ -203,9 +233,9 @@ def one_a_row(loss, replicated):
         losses_B, examples = loss(outputs, batch), examples_in(batch, replicated)
         if losses_B.shape[:1] != (examples,):
             raise UsageError(
-                f"the loss returned shape {losses_B.shape} for the {examples} examples "
-                f"of a device: over a mesh it must return one number for each row of "
-                f"the batch's entries that are split"
+                f"the loss returned shape {losses_B.shape} for {examples} examples: "
+                f"over a mesh, or in micro-batches, it must return one number for each "
+                f"row of the batch's entries that are split"
             )
         return losses_B
 

@@ -9,6 +9,7 @@ starts from 0 and its gradient is that of the batch of its products.
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,14 +25,14 @@ from hfdist import step_rules
 from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen, looks_back
-from hfdist.coordinates import full, gram, orthonormal, pulled_back
+from hfdist.coordinates import Coordinates, full, gram, orthonormal, pulled_back
 from hfdist.errors import UsageError
 from hfdist.first_product import Shorter, first_product, shorten
 from hfdist.hindsight import Hindsight, no_hindsight, rate, seen_after
 from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
 from hfdist.outcome import Outcome, before_the_step
-from hfdist.parallel import ONE_DEVICE
+from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
 from hfdist.quadratics import Curvature, quadratic, value_and_gradient, value_at
@@ -140,6 +141,16 @@ class SecondOrder(Method):
         )
         return State(memory, info)
 
+    def on_vectors(self, function, state):
+        memory = state.inner
+
+        def applied(vector):
+            return None if vector is None else function(vector)
+
+        start, previous = applied(memory.start), applied(memory.previous)
+        memory = memory._replace(start=start, previous=previous)
+        return state._replace(inner=memory)
+
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
     ):
@@ -150,7 +161,7 @@ class SecondOrder(Method):
                 problem, devices, gradient, params, batch, curvature_batch
             )
         if memory.hindsight is not None:
-            seen = seen_after(memory.hindsight, memory.previous, model)
+            seen = seen_after(memory.hindsight, memory.previous, model, space.inner)
             memory = memory._replace(hindsight=seen)
 
         def damped_product(v):
@@ -161,14 +172,14 @@ class SecondOrder(Method):
         system = System(damped_product, b, memory.start, space.inner)
         if preconditioning := self.preconditioning:
             examples = batch if curvature_batch is None else curvature_batch
-            samples = samples_of(problem, params, examples, devices)
+            samples = samples_of(problem, params, examples, devices.with_whole_vectors)
             with jax.named_scope("probe"):
                 learnt = preconditioning.learn(
                     memory.learnt, samples, memory.updates + 1, damping
                 )
             memory = memory._replace(learnt=learnt)
-            precondition = partial(preconditioning.apply, learnt, damping)
-            system = system._replace(precondition=precondition)
+            apply = partial(preconditioning.apply, learnt, damping)
+            system = system._replace(precondition=_of_whole(apply, space, devices))
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
         last = solution.x
@@ -191,9 +202,12 @@ class SecondOrder(Method):
         update = tree.where(info.accepted, update, zeros)
         return update, State(memory, tree.cast_like(info, state.info))
 
-    def explain(self, problem, params, batch, curvature_batch=None):
+    def explain(
+        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
+    ):
         n, alone = parameter_count(params), curvature_batch is None
-        shorter = self._shorter(problem, params, batch, ONE_DEVICE, alone)
+        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
+        shorter = self._shorter(problem, params, batch, device, alone)
         if isinstance(shorter, str):
             return f"solves for all {n:,} params, as {shorter}"
         kernel = jax.tree.leaves(params)[shorter.kernel]
@@ -240,14 +254,15 @@ class SecondOrder(Method):
             at = partial(value_at, problem, params, batch, devices)
             model = model._replace(value=value, gradient=own, value_at=at)
         if gradient is not None:
-            model = model._replace(gradient=tree.cast(gradient, model.value.dtype))
+            given = tree.cast(gradient, model.value.dtype)
+            model = model._replace(gradient=devices.vectors.part(given))
         return space, pulled_back(model, space)
 
     def _curvature(self, problem, devices, params, examples, alone):
         """Coordinates to solve in, and the quadratic model in their own params."""
         shorter = self._shorter(problem, params, examples, devices, alone)
         if isinstance(shorter, str):
-            space = full(problem, params)
+            space = full(problem, params, devices)
         else:
             first = first_product(shorter, problem.loss, params, examples, devices)
             coordinates = gram if self.solver.by_inner_products else orthonormal
@@ -260,6 +275,10 @@ class SecondOrder(Method):
         """The network behind its first product, or why the solve is not reduced."""
         if not self.input_reduction:
             return "input_reduction is off"
+        if devices.vectors.shared:
+            return "its vectors are shared out over the devices"
+        if devices.micro_batch_size is not None:
+            return "the batch is taken in micro-batches"
         if self.start_decay:
             return "the solver starts warm"
         if self.preconditioning:
@@ -302,6 +321,11 @@ class SecondOrder(Method):
             start=start,
             previous=previous,
         )
+
+
+def _of_whole(apply: Callable, space: Coordinates, devices: Collectives) -> Callable:
+    """A function of vectors from one of trees like the params."""
+    return lambda v: devices.vectors.part(apply(space.expand(v)))
 
 
 def _at(setting: Any, count: Array) -> Any:

@@ -40,6 +40,7 @@ from hfdist.methods.first_order import FirstOrder
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
+from hfdist.parallel import Sharding
 from hfdist.problem import Problem, penalised
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.tasks.idx import IDX
@@ -78,6 +79,12 @@ class Config(Settings):
     curvature_fraction: Annotated[float, Real(0.001, most=1)] = 1.0
     """Share of each batch's examples that the curvature products are over, evenly
     spread; the loss and the gradient are over all."""
+    micro_batch_size: Count | None = None
+    """Examples that a device takes at a time, in whose memory a step is then made; each
+    product computes the forward pass again. None: all of its share, linearised once."""
+    sharding: Sharding = "replicated"
+    """What each device has whole: everything; or the params, the vectors of the solve
+    and of the method's state being shared out over the devices."""
     dtype: Dtype = "float32"
     """Number format of the params and of all arithmetic."""
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0

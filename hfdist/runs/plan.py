@@ -5,10 +5,12 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from hfdist.batches import spread
 from hfdist.errors import UsageError
-from hfdist.problem import Batch
+from hfdist.problem import Batch, Problem
 from hfdist.runs.config import Config
 from hfdist.runs.spans import Joined, Spans
 from hfdist.tasks.examples import Examples
@@ -63,6 +65,18 @@ def check_sizes(config: Config, examples: int, devices: int) -> None:
 def curvature_share(config: Config) -> Fraction:
     """The share of a batch's examples that its products are over, in lowest terms."""
     return Fraction(config.curvature_fraction).limit_denominator(FINEST)
+
+
+def optimizer_of(
+    config: Config, problem: Problem, mesh: Mesh | None
+) -> optax.GradientTransformationExtraArgs:
+    """The config's method for a problem, over the devices of a mesh."""
+    return config.method.build(
+        problem,
+        mesh,
+        micro_batch_size=config.micro_batch_size,
+        sharding=config.sharding,
+    )
 
 
 def batches_of(config: Config, batch: Batch) -> tuple[Batch, Batch | None]:

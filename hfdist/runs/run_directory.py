@@ -30,6 +30,8 @@ MAY_CHANGE = {
     "max_steps",
     "max_rejected",
     "devices",
+    "micro_batch_size",
+    "sharding",
     "run_dir",
     "checkpoint_minutes",
     "checkpoint_steps",

@@ -27,7 +27,7 @@ from hfdist.cluster.processes import (
     within,
 )
 from hfdist.errors import UsageError
-from hfdist.methods.method import Info, State, make_step
+from hfdist.methods.method import Info, make_step
 from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
 from hfdist.problem import Batch
 from hfdist.pytree import PyTree
@@ -40,16 +40,17 @@ from hfdist.runs.plan import (
     check_alike,
     check_sizes,
     last_step,
+    optimizer_of,
     scans,
 )
 from hfdist.runs.recorder import Recorder, Result
 from hfdist.runs.resume import restore_newest, restore_params
-from hfdist.runs.run_directory import agree, note_saved, open_run
+from hfdist.runs.run_directory import Run, agree, note_saved, open_run
 from hfdist.runs.saver import Saver
+from hfdist.runs.shards import Carry, sharing
 from hfdist.tasks.examples import readable
 from hfdist.tasks.pipeline import GlobalBatches, chunks
 
-Carry = tuple[PyTree, State]
 WAY_OUT = 20.0  # seconds in which a run that failed has to leave
 
 
@@ -88,26 +89,24 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     )
     last = last_step(config, source.passes)
     problem, params = config.build_problem()
-    optimizer = config.method.build(problem, mesh)
+    optimizer = optimizer_of(config, problem, mesh)
+    share, whole = sharing(config, mesh)
     first = _first_params(config, params)
-    carry = replicate((first, optimizer.init(first)), mesh)
+    carry = replicate((first, config.method.init(first)), mesh)
 
     chunk_step = make_chunk_step(optimizer, partial(batches_of, config))
     # What tracing refuses is refused before there is a run directory.
     for leg in source.passes.legs:
-        jax.eval_shape(chunk_step, carry, place_chunk(source.chunk(leg.first, 1), mesh))
+        chunk = place_chunk(source.chunk(leg.first, 1), mesh)
+        jax.eval_shape(chunk_step, jax.eval_shape(share, carry), chunk)
     measure = evaluator(problem, params, test_set, config, mesh)
 
     run = stack.enter_context(open_run(config, name))
     config = replace(config, run_dir=run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints", run.identity)
     start, carry = restore_newest(checkpoints, carry, run.saved)
-    saver = None
-    if is_first():
-        note = partial(note_saved, run.folder)
-        saver = Saver(
-            checkpoints.folder, run.identity, config.keep, config.keep_every, note
-        )
+    carry = share(carry)
+    saver = _saver(checkpoints.folder, run, config) if is_first() else None
     spans = scans(source, config, start.step, last)
     recorder = Recorder(config, start, last, source.passes)
     stack.callback(recorder.close)
@@ -118,13 +117,19 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
     traced = spans[min(1, len(spans) - 1)] if config.profile and spans else None
     done = _scans(programs, carry, spans, feed, recorder, traced)
-    carry = _run(done, carry, recorder, measure, saver, config, asked)
+    carry = _run(done, carry, recorder, measure, saver, whole, config, asked)
     result = recorder.result
     result.test = result.test or measure(carry[0])
     if saver:
         saver.close()
     wait_for_all()  # the last checkpoint is whole for every process
     return result
+
+
+def _saver(folder: Path, run: Run, config: Config) -> Saver:
+    """What the first process saves checkpoints with."""
+    note = partial(note_saved, run.folder)
+    return Saver(folder, run.identity, config.keep, config.keep_every, note)
 
 
 def _first_params(config: Config, params: PyTree) -> PyTree:
@@ -137,12 +142,16 @@ def _first_params(config: Config, params: PyTree) -> PyTree:
 
 def _explanations(config, problem, params, source) -> Iterator[str]:
     """What the method says of solving this problem, where it says something new."""
+    if config.sharding != "replicated":
+        return
     said = ""
     for leg in source.passes.legs:
         chunk = replace(source, rows=slice).chunk(leg.first, 1)  # of all processes
         first = jax.tree.map(lambda a: a[0], chunk)
         batches = jax.eval_shape(partial(batches_of, config), first)
-        words = config.method.explain(problem, params, *batches)
+        words = config.method.explain(
+            problem, params, *batches, config.micro_batch_size
+        )
         if words and words != said:
             when = f"batches of {leg.start.size} after step {leg.first}: "
             yield words if leg.first == 0 else when + words
@@ -176,7 +185,7 @@ def _profiled(recorder: Recorder) -> Iterator[None]:
     )
 
 
-def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
+def _run(scans, carry, recorder, measure, saver, whole, config, asked) -> Carry:
     """The state at the end.
 
     Between two scans all processes do the same: evaluate after epochs and at the end,
@@ -198,8 +207,9 @@ def _run(scans, carry, recorder, measure, saver, config, asked) -> Carry:
         if result.diverged:
             break
         if stop or due or step == recorder.last:
+            saved_carry = whole(carry)
             if saver:
-                saver.save(step, *carry, recorder.position()._asdict())
+                saver.save(step, *saved_carry, recorder.position()._asdict())
             saved, saved_at = step, time.monotonic()
         if stop:
             result.stopped = step < recorder.last

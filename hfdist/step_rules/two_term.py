@@ -23,7 +23,7 @@ def two_term(proposal: Proposal) -> Step:
     system, solution, damping, rate, model, previous = proposal
     inner, b, d = system.inner, system.b, solution.x
     span = d, previous
-    (dd, dp), (_, pp) = model.form(span) + damping * inners(span, span)
+    (dd, dp), (_, pp) = model.form(span) + damping * inners(span, span, inner)
 
     # Of d and s₋ at length 1 in A, whose squares could be too small for float32.
     d_length, p_length = (jnp.sqrt(jnp.where(q > 0, q, 1)) for q in (dd, pp))

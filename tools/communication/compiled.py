@@ -14,7 +14,7 @@ from hfdist.methods.method import make_step
 from hfdist.parallel import AXIS
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
-from hfdist.runs.plan import batches_of
+from hfdist.runs.plan import batches_of, optimizer_of
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
 
@@ -71,7 +71,7 @@ def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: 
 def _update(config: Config, mesh: Mesh | None):
     """An update, what makes the method's state, and the params."""
     problem, params = config.build_problem()
-    optimizer = config.method.build(problem, mesh)
+    optimizer = optimizer_of(config, problem, mesh)
     update = make_step(optimizer)
 
     def step(carry, batch):

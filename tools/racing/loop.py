@@ -83,17 +83,18 @@ def course(contest: Contest, seed: int) -> Course:
 def run(course: Course, entrant: Entrant, limits: Limits) -> list[Mark]:
     """The marks of a run, from the initial params to its end."""
     marks, due, passed = [], 0.0, 0.0
-    waiting: list[tuple[float, int, float, Any]] = []
+    waiting: list[tuple[tuple[float, int, float], Any]] = []
     for seconds, steps, gradients, params in _training(course, entrant):
         late = seconds >= limits.seconds
         timed = any(passed < time <= seconds for time in limits.times)
         if not (late or timed or steps >= due):
             continue
         due, passed = steps * limits.spacing if steps else 1, seconds
-        waiting.append((seconds, steps, gradients, jax.tree.map(jnp.copy, params)))
+        so_far = seconds, steps, gradients
+        waiting.append((so_far, jax.tree.map(jnp.copy, params)))
         if not late and len(waiting) < TOGETHER:
             continue
-        for *so_far, params in waiting:
+        for so_far, params in waiting:
             marks.append(Mark(*so_far, *course.measure(params)))
             if marks[-1].value(limits.quantity) <= limits.enough:
                 return marks
