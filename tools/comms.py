@@ -41,6 +41,7 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if isinstance(config.method, Newton):
         return said | {"not_predicted": NOT_PREDICTED["dense"]}
-    if any(c.kind != "all-reduce" for c in found):
+    if _in_span(config, found):
         return said | {"not_predicted": NOT_PREDICTED["reduced"]}
     cost = measured_cost(config, examples)
     if arguments.product_ms:
@@ -185,9 +186,15 @@ def _report_gpus(config: Config, arguments: argparse.Namespace) -> dict[str, Any
     cg_steps = _cg_steps(config, arguments)
     plan = gpu_report.plan(step, cg_steps, card, layout, efficiency)
     said = gpu_report.report(step, plan, config.batch_size)
-    if "predictions" not in said:
-        said["not_predicted"] = NOT_PREDICTED["share"]
-    return said
+    if _in_span(config, plan.parts):
+        return said | {"not_predicted": NOT_PREDICTED["share"]}
+    return said | {"predictions": gpu_report.predictions(plan, config.batch_size)}
+
+
+def _in_span(config: Config, collectives: Iterable[Any]) -> bool:
+    """Whether the step is solved in the span of the inputs, by what it gathers."""
+    gathers = any(one.kind != "all-reduce" for one in collectives)
+    return gathers and config.sharding == "replicated"
 
 
 def parse_gpus(text: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from communication.hlo import Instruction, Where, parse, places, size
 from hfdist.methods.method import make_step
-from hfdist.parallel import AXIS
+from hfdist.parallel import AXIS, Shard
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
 from hfdist.runs.plan import batches_of, optimizer_of
@@ -55,17 +55,21 @@ def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: 
     """
     step, init, params = _update(config, mesh)
     row = first_batch(examples, 1, config.seed)
-    whole, rows = (NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
+    whole, split = (NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
 
-    def replicated(a: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
+    def struct(a: Any, sharding: NamedSharding, *rows: int) -> jax.ShapeDtypeStruct:
+        shape = (*rows, *a.shape[len(rows) :])
+        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
 
-    def split(a: Any) -> jax.ShapeDtypeStruct:
-        shape = batch_size, *a.shape[1:]
-        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=rows)
+    def held(part: Any) -> Any:
+        if isinstance(part, Shard):
+            return jax.tree.map(lambda a: struct(a, split), part)
+        return struct(part, whole)
 
     carry = params, jax.eval_shape(init, params)
-    return step, (jax.tree.map(replicated, carry), jax.tree.map(split, row))
+    carry = jax.tree.map(held, carry, is_leaf=lambda part: isinstance(part, Shard))
+    batch = jax.tree.map(lambda a: struct(a, split, batch_size), row)
+    return step, (carry, batch)
 
 
 def _update(config: Config, mesh: Mesh | None):

@@ -162,8 +162,6 @@ def report(step: Step, plan: Plan, batch_size: int) -> dict[str, Any]:
         "step_with_all_branches_ms": 1e3 * (usual + sum(places[SOME_STEPS])),
         "not_counted": not_counted(step.programs[0]),
     }
-    if all(one.kind == "all-reduce" for one in plan.parts):
-        said["predictions"] = predictions(plan, batch_size)
     return said
 
 
