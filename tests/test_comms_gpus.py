@@ -195,8 +195,9 @@ def test_predictions():
     ]
 
 
-def test_the_abstract_update_is_the_update_on_arrays():
-    config = load(ROOT / HF, ["--batch-size", "784"])
+@pytest.mark.parametrize("sharding", ["replicated", "vectors"])
+def test_the_abstract_update_is_the_update_on_arrays(sharding):
+    config = load(ROOT / HF, ["--batch-size", "784", "--sharding", sharding])
     examples = readable(config.data.examples("train"))
     mesh = hfdist.make_mesh(4)
     with jax.enable_x64(False):
