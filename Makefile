@@ -4,18 +4,24 @@
 
 PYTHON ?= python3
 LOCK ?= requirements.lock
-BIN := .venv/bin
-READY := .venv/.ready
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
-.PHONY: setup train test test-all lint lock
+.PHONY: setup setup-gpu-compile train test test-all lint lock
 
 setup: $(READY)
 
 $(READY): pyproject.toml $(LOCK)
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --require-hashes -r $(LOCK)
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
+
+# Beside .venv, for `python tools/comms.py CONFIG.py --gpus 128x8`: XLA compiles for
+# NVIDIA GPUs on machines that have none.
+setup-gpu-compile:
+	$(MAKE) setup VENV=.venv-gpu LOCK=requirements-cuda13.lock
 
 train: setup
 	$(BIN)/hfdist train configs/paper/hf_gauss_newton.py

@@ -131,7 +131,7 @@ ENTRY %main (a: f32[7,10], b: f32[3], c: c64[4]) -> f32[7,10] {
 def test_collectives_of_a_program_with_nested_calls_and_tuples():
     assert collectives_of(HLO) == [
         Collective("all-reduce", 6 * 2, True),  # called by the inner loop
-        Collective("all-gather", 6 * 1, True),  # in a branch
+        Collective("all-gather", 6 * 1, True, True),  # in a branch
         Collective("all-reduce", 2 * 8, True),  # in the loop's condition
         Collective("reduce-scatter", 4 * 8, False),  # asynchronous
         Collective("all-reduce", 73 * 4, False),  # a tuple
@@ -234,6 +234,13 @@ def test_the_command():
     assert said["arithmetic_ms"][0]["per_cg_step"] == 5
     assert said["predictions"][0]["weak_efficiency"] == 1
     assert said["predictions"][0]["weak_ms"] > 7 * 5
+
+
+def test_what_a_branch_sends_is_in_no_sum():
+    method = METHODS["hf_kronecker"]
+    assert comms.repeats(Collective("all-reduce", 8, False, True), method, 5) == 0
+    assert comms.repeats(Collective("all-reduce", 8, False), method, 5) == 1
+    assert comms.repeats(Collective("all-reduce", 8, True, True), method, 5) == 5
 
 
 def test_a_reduced_step_is_listed_and_not_predicted(monkeypatch, capsys):

@@ -30,13 +30,14 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 QUICK = {"results.md", "scorecard.md"}
 NOT_RUN = {
     ("distributed.md", "needs a cluster"),
+    ("distributed.md", "needs `make setup-gpu-compile`"),
     ("results.md", "takes minutes to hours"),
 }
 TESTS = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
 COPIED = ("configs", "docs", "hfdist", "launch", "results", "tests", "tools")
 
 BLOCK = re.compile(
-    r"(?:^`([\w./]+)`:\n\n|^<!-- not run: (.+) -->\n)?^```(\w*)\n(.*?)^```$",
+    r"(?:^`([\w./]+)`:\n\n|^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]*)(?:#([^)]*))?\)")

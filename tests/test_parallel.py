@@ -76,7 +76,8 @@ def test_the_collectives_of_a_compiled_step_are_these_and_no_more(name):
     rows = NamedSharding(MESH, PartitionSpec("data"))
     batch = jax.device_put(CASE.batch, rows)
     hlo = update.lower(state, CASE.params, batch).compile().as_text()
-    assert sorted(collectives_of(hlo)) == sorted(COLLECTIVES[name])
+    found = [collective[:3] for collective in collectives_of(hlo)]
+    assert sorted(found) == sorted(COLLECTIVES[name])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,33 +1,26 @@
 """One update as XLA compiles it: the collectives in it, and its time."""
 
-import math
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from communication.hlo import Instruction, Where, parse, places, size
 from hfdist.methods.method import make_step
+from hfdist.parallel import AXIS, Shard
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
 from hfdist.runs.plan import batches_of, optimizer_of
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
 
-# The text form of XLA's HLO, as far as collectives need it.
-COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*\{$((?:\n .*|\n)*)", re.MULTILINE)
-TYPED = re.compile(r"%([\w.-]+) = (.*?) [a-z][\w-]*\(")
 COLLECTIVE = re.compile(
-    r" = (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"
-    r"(-start)?\(([^)]*)\)"
+    r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?"
 )
-CALLED = re.compile(
-    r"\b(?:condition|body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)"
-)
-NAME = re.compile(r"%([\w.-]+)")
-ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # f32[784,10], f8e4m3fn[3], …
 
 
 class Collective(NamedTuple):
@@ -36,19 +29,59 @@ class Collective(NamedTuple):
     kind: str  # all-reduce, all-gather, reduce-scatter, …
     bytes: int  # of the operands on one device; for an all-gather, of the results
     in_loop: bool  # inside the body or condition of a while loop
+    branch: bool = False  # inside a branch, which a step may not take
+
+
+class Found(NamedTuple):
+    """A collective, and where it stands."""
+
+    collective: Collective
+    where: Where
+    body: list[Instruction]  # of its computation
+    place: int  # in the body
 
 
 def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
+    step, init, params = _update(config, mesh)
+    batch = first_batch(examples, config.batch_size, config.seed)
+    return step, ((params, init(params)), batch)
+
+
+def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: int):
+    """An update, and arguments that have shapes and places but take no memory there.
+
+    The params alone are made, once, on this machine's own device.
+    """
+    step, init, params = _update(config, mesh)
+    row = first_batch(examples, 1, config.seed)
+    whole, split = (NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
+
+    def struct(a: Any, sharding: NamedSharding, *rows: int) -> jax.ShapeDtypeStruct:
+        shape = (*rows, *a.shape[len(rows) :])
+        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
+
+    def held(part: Any) -> Any:
+        if isinstance(part, Shard):
+            return jax.tree.map(lambda a: struct(a, split), part)
+        return struct(part, whole)
+
+    carry = params, jax.eval_shape(init, params)
+    carry = jax.tree.map(held, carry, is_leaf=lambda part: isinstance(part, Shard))
+    batch = jax.tree.map(lambda a: struct(a, split, batch_size), row)
+    return step, (carry, batch)
+
+
+def _update(config: Config, mesh: Mesh | None):
+    """An update, what makes the method's state, and the params."""
     problem, params = config.build_problem()
     optimizer = optimizer_of(config, problem, mesh)
     update = make_step(optimizer)
-    batch = first_batch(examples, config.batch_size, config.seed)
 
     def step(carry, batch):
         return update(carry, *batches_of(config, batch))
 
-    return step, ((params, optimizer.init(params)), batch)
+    return step, optimizer.init, params
 
 
 def timer(config: Config, examples: Examples) -> Callable[[], tuple[float, float]]:
@@ -71,45 +104,29 @@ def timer(config: Config, examples: Examples) -> Callable[[], tuple[float, float
 
 
 def collectives_of(hlo_text: str) -> list[Collective]:
-    """The collectives of a compiled program, in the order of its text.
+    """The collectives of a compiled program, in the order of its text."""
+    return [found.collective for found in find_collectives(hlo_text)]
+
+
+def find_collectives(hlo_text: str) -> list[Found]:
+    """The collectives of a compiled program, with where they stand in it.
 
     An asynchronous one counts where it starts, and not where it ends.
     """
-    bodies = dict(COMPUTATION.findall(hlo_text))
-    in_loop = _repeated(bodies)
-    found = []
-    for name, body in bodies.items():
-        types = dict(TYPED.findall(body))
-        for result, kind, start, operands in COLLECTIVE.findall(body):
-            nbytes = sum(_size(types[operand]) for operand in NAME.findall(operands))
+    program, found = parse(hlo_text), []
+    runs = places(program)
+    for name, body in program.bodies.items():
+        types = {instruction.name: instruction.type for instruction in body}
+        for place, instruction in enumerate(body):
+            matched = COLLECTIVE.fullmatch(instruction.opcode)
+            if matched is None:
+                continue
+            kind, start = matched.groups()
+            nbytes = sum(size(types[operand]) for operand in instruction.operands)
             if kind == "all-gather":
                 # The type of a start holds its operands, and then its results.
-                nbytes = _size(result) - (nbytes if start else 0)
-            found.append(Collective(kind, nbytes, name in in_loop))
+                nbytes = size(instruction.type) - (nbytes if start else 0)
+            for where in runs.get(name, ()):
+                one = Collective(kind, nbytes, where.in_loop, where.at_some_steps)
+                found.append(Found(one, where, body, place))
     return found
-
-
-def _repeated(bodies: dict[str, str]) -> set[str]:
-    """The computations that some while loop runs, however deep."""
-
-    def called(text: str) -> list[str]:
-        return NAME.findall(" ".join(CALLED.findall(text)))
-
-    lines = "\n".join(bodies.values()).splitlines()
-    waiting = [name for line in lines if " while(" in line for name in called(line)]
-    repeated = set()
-    while waiting:
-        name = waiting.pop()
-        if name not in repeated:
-            repeated.add(name)
-            waiting += called(bodies[name])
-    return repeated
-
-
-def _size(hlo_type: str) -> int:
-    """Bytes of an array type, or of all the arrays in a tuple type."""
-    total = 0
-    for letters, digits, shape in ARRAY.findall(hlo_type):
-        bits = int(digits) if digits else 8 * (letters == "pred")  # a token has none
-        total += -(-bits * math.prod(int(n) for n in shape.split(",") if n) // 8)
-    return total
