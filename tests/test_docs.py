@@ -31,6 +31,7 @@ QUICK = {"results.md", "scorecard.md"}
 NOT_RUN = {
     ("distributed.md", "needs a cluster"),
     ("results.md", "takes minutes to hours"),
+    ("results.md", "needs a machine with GPUs"),
 }
 TESTS = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
 COPIED = ("configs", "docs", "hfdist", "launch", "results", "tests", "tools")

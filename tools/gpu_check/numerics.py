@@ -1,0 +1,172 @@
+"""What the precision of matrix products does to curvature and steps.
+
+float32 at each precision that JAX may be asked for, against float64 on the same device,
+with the same params, batch and vectors: gradient, products, the solution of 10 CG steps
+and that of the dense solve. On an NVIDIA GPU JAX's "default" and "high" are TF32, with
+10 bits of mantissa, and "highest" is float32; TF32_TF32_F32_X3 makes one product of
+three in TF32.
+"""
+
+import math
+import statistics
+import traceback
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from optax import tree
+
+import hfdist
+from benchmarks.measurement import AUTOENCODER, seconds_each
+from benchmarks.step import example
+from gpu_check.part import Row, Said, Work
+from hfdist.errors import told
+from hfdist.problem import Batch, Problem
+from hfdist.pytree import PyTree
+
+KINDS = ("gauss_newton", "hessian", "finite_difference")
+PRECISIONS = ("highest", "high", "default")
+ON_GPUS = ("TF32_TF32_F32_X3",)
+CG = hfdist.CG(max_steps=10, rtol=0.0)
+DAMPING = 4.0  # the paper's, for Hessian-free Gauss-Newton
+NEWTON = hfdist.Newton(  # the exact solution of the same system
+    curvature="gauss_newton", damping=DAMPING, learning_rate=1.0
+)
+REPEATS = 7
+MOST = 1e-4  # error at "highest" of all but finite differences
+WORSE, FASTER = 10.0, 0.95  # of the rule
+
+
+class Case(NamedTuple):
+    """A network and a batch of MNIST."""
+
+    name: str
+    hidden: tuple[int, ...]
+    outputs: int
+    batch: int
+    dense: bool  # whether its matrix fits
+
+
+SMALL = Case("784-10-10", (10,), 10, 64, dense=True)
+CASES = (
+    SMALL,
+    Case("784-128-10", (128,), 10, 64, dense=True),
+    Case("autoencoder", AUTOENCODER, 784, 512, dense=False),
+)
+
+
+def measure(work: Work) -> Said:
+    """A row for each network and precision, and what the rule makes of them."""
+    gpu = jax.default_backend() == "gpu"
+    rows = []
+    for case in (SMALL._replace(batch=16),) if work.quick else CASES:
+        for row in _rows(case, (*PRECISIONS, *ON_GPUS) if gpu else PRECISIONS):
+            rows.append(row)
+            yield row
+    yield rule([row for row in rows if "CG" in row])
+
+
+def rule(rows: list[Row]) -> str:
+    """Which precision should be the default, and by which rule.
+
+    The fastest CG on the last network, of those whose CG solution's error is within 10
+    times that of "highest" on every network; "highest" unless that is 5 % faster.
+    """
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    errors = {(row["network"], row["precision"]): row["CG"] for row in rows}
+    times = {r["precision"]: r["CG ms"] for r in rows if r["network"] == networks[-1]}
+
+    def is_near(precision):
+        pairs = (
+            (errors.get((n, precision), math.inf), errors[n, "highest"])
+            for n in networks
+        )
+        return all(other <= WORSE * highest for other, highest in pairs)
+
+    near = [precision for precision in times if is_near(precision)]
+    best = min(near, key=lambda precision: times[precision], default="highest")
+    if times[best] > FASTER * times["highest"]:
+        best = "highest"
+    return (
+        f"The default that follows is {best}: the fastest in CG on the last network, of "
+        f"the precisions whose CG solution has within {WORSE:g} times the error of "
+        f"highest's on every network ({', '.join(near) or 'none'}), or highest unless "
+        f"that is {100 * (1 - FASTER):.0f} % faster."
+    )
+
+
+def _rows(case: Case, precisions: tuple[str, ...]) -> Iterator[Row]:
+    """One that a precision does not get is a failure of its own."""
+    problem, params, batch = example(case.hidden, case.outputs, case.batch)
+    v = tree.random_like(jax.random.key(0), params, jax.random.normal)
+    arguments = params, batch, v
+    with jax.enable_x64(True):
+        wide = map(_in_float64, arguments)
+        exact = _in_numpy(_quantities(problem, case.dense, *wide))
+    for precision in precisions:
+        row: Row = {"network": case.name, "precision": precision}
+        try:
+            with jax.default_matmul_precision(precision):
+                found = _in_numpy(_quantities(problem, case.dense, *arguments))
+                seconds = _cg_seconds(problem, params, batch)
+        except Exception as failure:
+            traceback.print_exc()
+            yield row | {"failure": told(failure), "ok": False}
+            continue
+        errors = {name: error(found[name], exact[name]) for name in exact}
+        row |= errors | {"CG ms": 1e3 * seconds}
+        if precision == "highest":
+            judged = [x for name, x in errors.items() if name != "finite difference"]
+            row["ok"] = all(x < MOST for x in judged)
+        yield row
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _quantities(
+    problem: Problem, dense: bool, params: PyTree, batch: Batch, v: PyTree
+) -> dict[str, PyTree]:
+    """All that is compared, in one program: compilation is what takes the time."""
+    gradient = hfdist.quadratic(problem, params, batch).gradient
+    found = {"gradient": gradient}
+    for kind in KINDS:
+        matrix = hfdist.curvature(problem, params, batch, kind)
+        found[kind.replace("_", " ")] = matrix.product(v)
+    found["CG"] = _cg(problem, params, batch, gradient)
+    if dense:
+        optimizer = NEWTON.build(problem)
+        state = optimizer.init(params)
+        found["dense"], _ = optimizer.update(None, state, params, batch=batch)
+    return found
+
+
+def _cg(problem: Problem, params: PyTree, batch: Batch, b: PyTree) -> PyTree:
+    """x after 10 CG steps on (G + λI) x = b."""
+    return hfdist.curvature(problem, params, batch).solve(b, DAMPING, CG).x
+
+
+def _cg_seconds(problem: Problem, params: PyTree, batch: Batch) -> float:
+    solve = partial(_cg, problem, params, batch, params)
+    seconds_each(solve, repeats=1)
+    return statistics.median(seconds_each(solve, repeats=REPEATS))
+
+
+def _in_float64(arrays: PyTree) -> PyTree:
+    def wide(a):
+        return a.astype("float64") if a.dtype == "float32" else a
+
+    return jax.tree.map(wide, arrays)
+
+
+def _in_numpy(found: dict[str, PyTree]) -> dict[str, np.ndarray]:
+    """Raveled, and in float64."""
+    return {
+        name: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(value)], dtype=np.float64)
+        for name, value in found.items()
+    }
+
+
+def error(found: np.ndarray, exact: np.ndarray) -> float:
+    """‖found - exact‖ / ‖exact‖."""
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
