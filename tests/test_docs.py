@@ -37,7 +37,7 @@ TESTS = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
 COPIED = ("configs", "docs", "hfdist", "launch", "results", "tests", "tools")
 
 BLOCK = re.compile(
-    r"(?:^`([\w./]+)`:\n\n|^<!-- not run: (.+) -->\n)?^```(\w*)\n(.*?)^```$",
+    r"(?:^`([\w./]+)`:\n\n|^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]*)(?:#([^)]*))?\)")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from gpu_check.part import Said, Skipped, Work
 
@@ -16,12 +17,11 @@ def measure(work: Work) -> Said:
     kernels, and the second finds the program in the cache. Raises Skipped where the
     device does not count its memory.
     """
-    command = [sys.executable, "-m", "gpu_check.peak", str(work.folder / "cache")]
-    for _ in range(2):
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        if found is None:
-            raise Skipped("the device counts no peak of its memory")
+    cache = work.folder / "cache"
+    if update(cache) is None:
+        raise Skipped("the device counts no peak of its memory")
+    found = update(cache)
+    assert found is not None
     planned = found["before"] + found["temporaries"] + found["outputs"]
     for name, nbytes in (found | {"planned": planned}).items():
         yield {"memory": name, "MB": nbytes / 1e6}
@@ -32,3 +32,10 @@ def measure(work: Work) -> Said:
         "it, with the program's temporaries and outputs; the peak is to be at most "
         f"{100 * (MORE - 1):.0f} % more."
     )
+
+
+def update(cache: Path) -> dict[str, int] | None:
+    """What peak.py prints, by a process of its own."""
+    command = [sys.executable, "-m", "gpu_check.peak", str(cache)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_check.budget import SECONDS
+from hfdist.runs.progress import words
 from paper_report.document import Block, Grid, Heading, Text, Warn, to_markdown
 
 TITLES = {
@@ -66,7 +67,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Grid:
     """Rows that need not have the same columns."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [tuple(_cell(row.get(name)) for name in columns) for row in rows]
-    return Grid(title, tuple(columns), lines)
+    return Grid(title, tuple(map(words, columns)), lines)
 
 
 def _cell(value: Any) -> str:

@@ -31,6 +31,7 @@ def update() -> dict[str, int]:
     step, start = one_update(config, readable(config.data.examples("train")))
     program = jax.jit(step).lower(*start).compile()
     planned = program.memory_analysis()
+    assert planned is not None
     jax.block_until_ready(start)
     before = counted()
     jax.block_until_ready(program(*start))

@@ -14,7 +14,7 @@ from typing import Any
 from gpu_check.part import NAME, ROOT
 
 PASSED, FAILED, SKIPPED, NOT_RUN = "passed", "failed", "skipped", "not run"
-LEAVES = 10.0  # seconds in which a killed process leaves; one stuck in a driver does not
+LEAVES = 10.0  # seconds a killed process is waited for: a driver may hold it for ever
 
 
 def command(name: str, folder: Path, deadline: float, quick: bool) -> list[str]:

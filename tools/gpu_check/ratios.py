@@ -19,9 +19,7 @@ def measure(work: Work) -> Said:
     if work.quick:
         return
     yield from _rows(product_over_gradient("784-128-10", (128,), 10, 64, 1.0))
-    yield from _rows(
-        product_over_gradient("autoencoder", AUTOENCODER, 784, 512, 4 / 3)
-    )
+    yield from _rows(product_over_gradient("autoencoder", AUTOENCODER, 784, 512, 4 / 3))
     scans = []
     for name, method in (
         ("SGD", SGD(learning_rate=0.1)),

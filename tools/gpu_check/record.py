@@ -67,9 +67,7 @@ def settled(outcome: dict[str, Any]) -> bool:
     return outcome["verdict"] in (PASSED, SKIPPED)
 
 
-def check_same(
-    out: Path, before: dict[str, Any] | None, now: dict[str, Any]
-) -> None:
+def check_same(out: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
     """Raise UsageError where the environment was that of another machine."""
     old, new = facts(before), facts(now)
     differing = [
