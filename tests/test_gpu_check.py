@@ -322,12 +322,15 @@ def test_a_run_is_well_if_its_losses_are_finite_and_fall():
     assert not paper.judged(run, lines([3.0, float("nan"), 2.0, float("nan")]), 0)["ok"]
     assert not paper.judged(run, lines([3.0, 1.0]), 1)["ok"]
     assert not paper.judged(run, [], 0)["ok"]
-    newton = paper.Run("newton", 2, diverges=True)
+    newton = paper.Run("newton", 2, sign="ends")
     assert paper.judged(newton, lines([2.0, 2.5], accepted=False), 3)["ok"]
     assert not paper.judged(newton, lines([2.0, 2.5]), 1)["ok"]
+    unreduced = paper.Run("damped_newton", 2, paper.UNREDUCED, "same")
+    assert paper.judged(unreduced, lines([2.0, 2.5]), 0)["ok"]
+    assert not paper.judged(unreduced, lines([2.0, float("inf")]), 0)["ok"]
 
 
-def test_losses_of_the_same_steps_are_compared():
+def test_norms_of_the_same_steps_are_compared():
     assert paper.apart([2.0, 4.0], [2.0, 5.0, 9.0]) == pytest.approx(0.2)
     assert paper.apart([2.0], []) == float("inf")
 
