@@ -14,6 +14,10 @@ from hfdist.memory import device_memory, host_memory
 from toolkit.machine import machine
 
 PACKAGES = ("flax", "optax", "orbax-checkpoint", "grain", "tyro", "numpy")
+VARIABLES = (
+    *("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+)
 SIDE = 512
 
 
@@ -27,7 +31,7 @@ def measure(work: Work) -> Said:
     yield _row("python", platform.python_version())
     for name in ("jax", "jaxlib", *PACKAGES):
         yield _row(name, version(name))
-    for name in ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES"):
+    for name in VARIABLES:
         if name in os.environ:
             yield _row(name, os.environ[name])
     device = jax.devices()[0]
