@@ -77,7 +77,7 @@ def test_every_part_is_run_and_reported(scripts, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == held
     assert text.startswith("# H\n\n`python tools/gpu.py` at commit c1.\n")
     assert "| kills | passed | 0 |  |" in text
-    assert "## numerics\n\n**Relative errors" in text
+    assert "## numerics\n\n**Errors of float32" in text
     assert "| x | ok |\n|---|---|\n| 1 | yes |\n\nWell.\n" in text
     assert "## collectives" not in text  # it said nothing
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -261,8 +261,7 @@ def numbers(precision, cg, ms, network="n"):
 
 
 def default_of(*rows):
-    said = numerics.rule(list(rows))
-    return said.split(":")[0].removeprefix("The default that follows is ")
+    return numerics.default(list(rows))
 
 
 def test_the_default_is_the_fastest_that_is_near():

@@ -35,7 +35,7 @@ DAMPING = 4.0  # the paper's, for Hessian-free Gauss-Newton
 NEWTON = hfdist.Newton(  # the exact solution of the same system
     curvature="gauss_newton", damping=DAMPING, learning_rate=1.0
 )
-REPEATS = 7
+REPEATS = 3
 MOST = 1e-4  # error at "highest" of all but finite differences
 WORSE, FASTER = 10.0, 0.95  # of the rule
 
@@ -59,43 +59,43 @@ CASES = (
 
 
 def measure(work: Work) -> Said:
-    """A row for each network and precision, and what the rule makes of them."""
-    gpu = jax.default_backend() == "gpu"
-    rows = []
+    """The rule, and a row for each network and precision; a network's last has what
+    follows so far."""
+    yield (
+        "The default that follows is the fastest in CG on the last network, of the "
+        f"precisions whose CG solution has within {WORSE:g} times the error of "
+        "highest's on every network; highest, unless that is "
+        f"{100 * (1 - FASTER):.0f} % faster."
+    )
+    precisions = PRECISIONS
+    if jax.default_backend() == "gpu":
+        precisions += ON_GPUS
+    rows: list[Row] = []
     for case in (SMALL._replace(batch=16),) if work.quick else CASES:
-        for row in _rows(case, (*PRECISIONS, *ON_GPUS) if gpu else PRECISIONS):
+        for row in _rows(case, precisions):
             rows.append(row)
+            if row["precision"] == precisions[-1]:
+                row["default"] = default([row for row in rows if "CG" in row])
             yield row
-    yield rule([row for row in rows if "CG" in row])
 
 
-def rule(rows: list[Row]) -> str:
-    """Which precision should be the default, and by which rule.
-
-    The fastest CG on the last network, of those whose CG solution's error is within 10
-    times that of "highest" on every network; "highest" unless that is 5 % faster.
-    """
+def default(rows: list[Row]) -> str:
+    """Which precision should be the default, by the rule."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
     errors = {(row["network"], row["precision"]): row["CG"] for row in rows}
     times = {r["precision"]: r["CG ms"] for r in rows if r["network"] == networks[-1]}
 
     def is_near(precision):
         pairs = (
-            (errors.get((n, precision), math.inf), errors[n, "highest"])
+            (errors.get((n, precision), math.inf), errors.get((n, "highest"), 0.0))
             for n in networks
         )
         return all(other <= WORSE * highest for other, highest in pairs)
 
     near = [precision for precision in times if is_near(precision)]
     best = min(near, key=lambda precision: times[precision], default="highest")
-    if times[best] > FASTER * times["highest"]:
-        best = "highest"
-    return (
-        f"The default that follows is {best}: the fastest in CG on the last network of "
-        f"the precisions whose CG solution has within {WORSE:g} times the error of "
-        f"highest's on every network ({', '.join(near) or 'none'}), or highest unless "
-        f"that is {100 * (1 - FASTER):.0f} % faster."
-    )
+    faster = times[best] <= FASTER * times["highest"] if near else False
+    return best if faster else "highest"
 
 
 def _rows(case: Case, precisions: tuple[str, ...]) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from paper_report.document import Block, Grid, Heading, Text, Warn, to_markdown
 
 TITLES = {
     "environment": "Where it ran",
-    "numerics": "Relative errors of float32 against float64, and milliseconds",
+    "numerics": "Errors of float32 against float64, and the default that follows",
     "paper": "The paper's methods by `hfdist train`, for a few steps",
     "ratios": "Costs by `tools/bench.py`, beside its limits, which are a CPU's",
     "collectives": "All-reduces, beside the ring model of `tools/comms.py`",
