@@ -389,7 +389,7 @@ def test_the_whole_of_it_on_this_cpu(tmp_path):
     held = json.loads(done.stdout)
     skipped = {n for n, (verdict, _) in verdicts(held).items() if verdict == "skipped"}
     assert skipped == {"collectives", "memory"}
-    assert held["parts"]["kills"]["rows"][1]["run"] == "killed 2 times"
+    assert held["parts"]["kills"]["rows"][1]["run"] == "killed 2 of 2 times"
     assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.md", "gpu.log"}
     assert not list(home.iterdir())  # nothing is written anywhere else
     began = time.monotonic()
