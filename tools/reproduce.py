@@ -12,7 +12,6 @@ Newton and damped Newton with the matrix over all params, and extrapolates their
 """
 
 import argparse
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ from paper_report.tables import tables
 from paper_report.unreduced import METHODS, unreduced
 from paper_report.words import differences
 from toolkit import command_line
+from toolkit.machine import machine
 from toolkit.recorded import Run, provenance, read
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "paper"
@@ -162,20 +162,6 @@ def results_of(
         "runs": rows,
         "unreduced": [figures(run) for run in without_reduction],
     }
-
-
-def machine(device: dict[str, str]) -> str:
-    """The accelerator's name, or the processor's with its number of cores in use."""
-    if device["platform"] != "cpu":
-        return device["kind"]
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        fields = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        name = next(
-            (v.strip() for k, _, v in fields if k.strip() == "model name"), name
-        )
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def write(results: dict[str, Any], runs: Sequence[Run], out: Path) -> None:

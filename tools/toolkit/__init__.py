@@ -1,1 +1,1 @@
-"""What the tools share: the command line, what runs recorded, batches to measure."""
+"""What the tools share: command line, what runs recorded, batches, the machine."""

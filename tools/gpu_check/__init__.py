@@ -1,0 +1,1 @@
+"""The parts of `tools/gpu.py`, a file each, and what runs and records them."""
