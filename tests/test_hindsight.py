@@ -29,7 +29,7 @@ def at(case, params):
     return type("At", (Case,), {"params": params})(case.loss, examples=case.examples)
 
 
-@pytest.mark.parametrize("devices", mostly_slow([1, 2, 4], [4]))
+@pytest.mark.parametrize("devices", mostly_slow([1, 2, 4], [1]))
 def test_the_rate_is_that_of_the_next_batch(devices):
     """Three batches: of each step but the last, the slope and curvature after it."""
     method = HessianFree(

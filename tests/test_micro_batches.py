@@ -76,7 +76,7 @@ def test_entries_that_every_device_has_whole_are_whole_in_every_micro_batch():
     )
     method = shortened(METHODS["hf_kronecker"])
     whole, _ = loop(method.build(problem), CASE.params, batch)
-    for mesh in (None, hfdist.make_mesh(4)):
+    for mesh in (None, hfdist.make_mesh(2)):
         optimizer = method.build(problem, mesh, ("scales",), micro_batch_size=3)
         assert relative_error(loop(optimizer, CASE.params, batch)[0], whole) < 1e-10
 
