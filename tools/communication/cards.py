@@ -57,7 +57,20 @@ device_description_str: "NVIDIA {self.name}"
 """
 
 
-HOPPER = {"float32": 67e12, "tf32": 494e12, "bfloat16": 989e12, "float64": 67e12}
+H100 = Card(
+    name="H100 SXM",
+    capability=(9, 0),
+    cores=132,
+    units=128,
+    shared_memory=(233_472, 232_448),
+    cache=52_428_800,
+    clock=1.98,
+    memory=84_942_979_072,
+    bandwidth=3.352e12,
+    peak={"float32": 67e12, "tf32": 494e12, "bfloat16": 989e12, "float64": 67e12},
+    nvlink=450e9,
+    network=50e9,
+)
 CARDS = {
     "A100": Card(
         name="A100 SXM 80GB",
@@ -78,34 +91,9 @@ CARDS = {
         nvlink=300e9,
         network=25e9,
     ),
-    "H100": Card(
-        name="H100 SXM",
-        capability=(9, 0),
-        cores=132,
-        units=128,
-        shared_memory=(233_472, 232_448),
-        cache=52_428_800,
-        clock=1.98,
-        memory=84_942_979_072,
-        bandwidth=3.352e12,
-        peak=HOPPER,
-        nvlink=450e9,
-        network=50e9,
-    ),
-    "H200": Card(
-        name="H200 SXM",
-        capability=(9, 0),
-        cores=132,
-        units=128,
-        shared_memory=(233_472, 232_448),
-        cache=52_428_800,
-        clock=1.98,
-        memory=151_397_597_184,
-        bandwidth=4.8e12,
-        peak=HOPPER,
-        nvlink=450e9,
-        network=50e9,
-    ),
+    "H100": H100,
+    # The same processor with more memory.
+    "H200": H100._replace(name="H200 SXM", memory=151_397_597_184, bandwidth=4.8e12),
     "B200": Card(
         name="B200 SXM",
         capability=(10, 0),
