@@ -79,7 +79,8 @@ def quadratic(
         return tree.add(mean_product(v), decayed(v))
 
     def decayed(v):
-        return vectors.part(decay(problem, vectors.expand(v, params)))
+        mus = decay(problem, tree.ones_like(widen(params)))
+        return tree.mul(vectors.part(mus), v)
 
     def form(vs):
         local = form_of(sums, [vectors.spread(v, params) for v in vs])
