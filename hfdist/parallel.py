@@ -237,7 +237,7 @@ def data_parallel(
             if batch is not None:
                 check_shares(batch, mesh.size, replicated)
         arguments = gradient, state, params, *batches
-        whole = _specs((gradient, state, params))
+        whole = specs_of((gradient, state, params))
         shares = jax.tree_util.tree_map_with_path(
             # The first key of a path is the place among the batches.
             lambda path, _: P() if is_replicated(path[1:], replicated) else P(AXIS),
@@ -260,8 +260,8 @@ def data_parallel(
     return sharded
 
 
-def _specs(tree: Any) -> Any:
-    """Where the leaves of a tree are: shards a part on each device, all else whole."""
+def specs_of(tree: Any) -> Any:
+    """Where the leaves of a state are: shards a part on each device, all else whole."""
     return jax.tree.map(
         lambda node: Shard(P(AXIS)) if isinstance(node, Shard) else P(),
         tree,

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from communication.hlo import Instruction, Where, parse, places, size
 from hfdist.methods.method import make_step
-from hfdist.parallel import AXIS, Shard
+from hfdist.parallel import AXIS, specs_of
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
 from hfdist.runs.plan import batches_of, optimizer_of
@@ -55,20 +55,14 @@ def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: 
     """
     step, init, params = _update(config, mesh)
     row = first_batch(examples, 1, config.seed)
-    whole, split = (NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
 
-    def struct(a: Any, sharding: NamedSharding, *rows: int) -> jax.ShapeDtypeStruct:
-        shape = (*rows, *a.shape[len(rows) :])
+    def struct(a: Any, spec: P, *rows: int) -> jax.ShapeDtypeStruct:
+        shape, sharding = (*rows, *a.shape[len(rows) :]), NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
 
-    def held(part: Any) -> Any:
-        if isinstance(part, Shard):
-            return jax.tree.map(lambda a: struct(a, split), part)
-        return struct(part, whole)
-
     carry = params, jax.eval_shape(init, params)
-    carry = jax.tree.map(held, carry, is_leaf=lambda part: isinstance(part, Shard))
-    batch = jax.tree.map(lambda a: struct(a, split, batch_size), row)
+    carry = jax.tree.map(struct, carry, specs_of(carry))
+    batch = jax.tree.map(lambda a: struct(a, P(AXIS), batch_size), row)
     return step, (carry, batch)
 
 
