@@ -5,18 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
 
 import hfdist
 from cases import METHODS, Case, loop, relative_error
-from communication.compiled import collectives_of
 from hfdist import HessianFree, UsageError, parallel
 from hfdist.models.autoencoder import Autoencoder
 from hfdist.models.model import functional
 from hfdist.parallel import collectives
 from hfdist.quadratics import quadratic, value_at
 from quick import mostly_slow
-from test_parallel import shortened
+from test_parallel import MESH, collectives_in, shortened, trace
 
 CASE = Case("softmax_cross_entropy", examples=24, weighted=True)
 IN_TWOS = collectives(None, micro_batch_size=2)
@@ -98,16 +96,9 @@ def test_products_over_a_curvature_batch_are_in_micro_batches_too():
 
 @pytest.mark.parametrize("name", mostly_slow(METHODS, ["hf_warm_lm", "hf_untuned"]))
 def test_no_collective_is_added(name):
-    mesh = hfdist.make_mesh(4)
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    batch = jax.device_put(CASE.batch, rows)
-
     def outside_and_inside(**settings):
-        optimizer = METHODS[name].build(CASE.problem, mesh, **settings)
-        state = optimizer.init(CASE.params)
-        update = jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))
-        hlo = update.lower(state, CASE.params, batch).compile().as_text()
-        found = collectives_of(hlo)
+        optimizer = METHODS[name].build(CASE.problem, MESH, **settings)
+        found = collectives_in(optimizer, CASE)
         return [sum(c.in_loop == inside for c in found) for inside in (False, True)]
 
     whole, parts = outside_and_inside(), outside_and_inside(micro_batch_size=2)
@@ -120,15 +111,7 @@ def test_no_value_that_differs_between_devices_is_taken_for_one_that_does_not(
     monkeypatch,
 ):
     monkeypatch.setattr(parallel, "CHECK_VMA", True)
-    mesh = hfdist.make_mesh(4)
-    optimizer = METHODS["hf_untuned"].build(CASE.problem, mesh, micro_batch_size=2)
-    state = optimizer.init(CASE.params)
-    jax.eval_shape(
-        lambda s, p, b: optimizer.update(None, s, p, batch=b),
-        state,
-        CASE.params,
-        CASE.batch,
-    )
+    trace(METHODS["hf_untuned"].build(CASE.problem, MESH, micro_batch_size=2), CASE)
 
 
 def test_a_share_that_is_no_whole_number_of_micro_batches_is_refused():

@@ -68,15 +68,30 @@ COLLECTIVES = {
 }
 
 
+def collectives_in(optimizer, case):
+    """Those of a compiled step over MESH."""
+    state = optimizer.init(case.params)
+    update = jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))
+    rows = NamedSharding(MESH, PartitionSpec("data"))
+    batch = jax.device_put(case.batch, rows)
+    return collectives_of(update.lower(state, case.params, batch).compile().as_text())
+
+
+def trace(optimizer, case):
+    """An update, as far as tracing."""
+    state = optimizer.init(case.params)
+    jax.eval_shape(
+        lambda s, p, b: optimizer.update(None, s, p, batch=b),
+        state,
+        case.params,
+        case.batch,
+    )
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_collectives_of_a_compiled_step_are_these_and_no_more(name):
     optimizer = METHODS[name].build(CASE.problem, MESH)
-    state = optimizer.init(CASE.params)
-    update = jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))
-    rows = NamedSharding(MESH, PartitionSpec("data"))
-    batch = jax.device_put(CASE.batch, rows)
-    hlo = update.lower(state, CASE.params, batch).compile().as_text()
-    found = [collective[:3] for collective in collectives_of(hlo)]
+    found = [collective[:3] for collective in collectives_in(optimizer, CASE)]
     assert sorted(found) == sorted(COLLECTIVES[name])
 
 
@@ -86,14 +101,7 @@ def test_no_value_that_differs_between_devices_is_taken_for_one_that_does_not(
 ):
     """JAX's own check, while tracing: no all-reduce is forgotten."""
     monkeypatch.setattr(parallel, "CHECK_VMA", True)
-    optimizer = METHODS[name].build(CASE.problem, MESH)
-    state = optimizer.init(CASE.params)
-    jax.eval_shape(
-        lambda s, p, b: optimizer.update(None, s, p, batch=b),
-        state,
-        CASE.params,
-        CASE.batch,
-    )
+    trace(METHODS[name].build(CASE.problem, MESH), CASE)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import hfdist
 import idx_files
 from cases import METHODS, loop, relative_error
-from communication.compiled import Collective, collectives_of
+from communication.compiled import Collective
 from hfdist import CG, HessianFree, UsageError
 from hfdist.models.autoencoder import Autoencoder
 from hfdist.models.mlp import MLP
@@ -23,7 +23,7 @@ from hfdist.runs.config import Config
 from hfdist.runs.train import train
 from hfdist.tasks.idx import IDX
 from quick import mostly_slow
-from test_parallel import CASE, MESH, shortened
+from test_parallel import CASE, MESH, collectives_in, shortened
 from together import train_losses
 
 SHARING = {
@@ -133,11 +133,8 @@ def test_what_is_shared_out_comes_together_again():
 
 def test_a_product_sends_the_bytes_of_an_all_reduce():
     optimizer = METHODS["hf_gauss_newton"].build(CASE.problem, MESH, sharding="vectors")
-    state = optimizer.init(CASE.params)
-    update = jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))
-    batch = jax.device_put(CASE.batch, NamedSharding(MESH, PartitionSpec("data")))
-    hlo = update.lower(state, CASE.params, batch).compile().as_text()
-    found = sorted(c for c in collectives_of(hlo) if c.bytes > 3 * FLOAT)
+    every = collectives_in(optimizer, CASE)
+    found = sorted(c for c in every if c.bytes > 3 * FLOAT)
     whole = MULTIPLE * FLOAT
     assert found == sorted(
         [
