@@ -23,10 +23,10 @@ from test_resume import (
     kill,
     kill_and_continue,
     start,
-    story,
     wait_for_step,
 )
 from together import train_losses
+from toolkit.recorded import story
 
 # Of 88 examples; 3 batches of 8, 2 of 16 and 1 of 32 are a pass without padding.
 GROWTH = ((3, 16), (5, 32))

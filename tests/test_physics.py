@@ -20,7 +20,7 @@ from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train
 from hfdist.tasks.physics import Poisson, laplacian
 from quick import mostly_slow
-from test_resume import story
+from toolkit.recorded import story
 
 MODEL = MLP(hidden=(6,), activation="tanh")
 TASK = Poisson(side=4, boundary_weight=3.0, test_side=7)

@@ -1,6 +1,5 @@
 """A run that was interrupted, and continued, equals one that never was."""
 
-import json
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from hfdist.runs.checkpoint import Checkpoints
 from hfdist.runs.resume import restore_newest
 from hfdist.runs.saver import Saver
 from together import children_of, run_together, small_disk, train_losses, wait_for
+from toolkit.recorded import story
 
 HF, SGD = "configs/paper/hf_gauss_newton.py", "configs/paper/sgd.py"
 NYSTROM = "--method.preconditioner nystrom --method.probes.rank 4"
@@ -58,16 +58,6 @@ def finish(arguments, processes=1):
 def wait_for_step(run_dir, step):
     path = run_dir / "metrics.jsonl"
     wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text())
-
-
-def story(run_dir):
-    """All that must be the same: every line without its seconds, and every checksum."""
-    text = (run_dir / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    lines = [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
-    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    saved = json.loads((newest / "record" / "metadata").read_text())
-    return lines, saved["step"], saved["checksums"]
 
 
 def make_whole(tmp_path, arguments, processes):

@@ -9,7 +9,7 @@ from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train
 from hfdist.tasks.table import Table
-from test_resume import story
+from toolkit.recorded import story
 
 ROWS = 60
 

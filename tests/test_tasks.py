@@ -14,8 +14,9 @@ import together
 from hfdist import UsageError
 from hfdist.runs.config import load
 from hfdist.runs.train import train
-from test_resume import SGD, finish, kill, start, story, wait_for_step
+from test_resume import SGD, finish, kill, start, wait_for_step
 from together import ROOT, train_losses
+from toolkit.recorded import story
 
 CG = "--method.cg.max-steps 3 --method.cg.rtol 0"
 # What is needed for the losses to be comparable, and soon there.

@@ -5,7 +5,6 @@ kernels by a stopwatch, differently in each process that compiles; whether that 
 tried last, by two runs without the flag and without a cache of programs in common.
 """
 
-import json
 import os
 import random
 import signal
@@ -13,10 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from gpu_check.part import ROOT, Said, Work
-from toolkit.recorded import provenance
+from toolkit.recorded import Story, provenance, story
 
 FLAG = "--xla_gpu_deterministic_ops=true"
 KILLS, STEPS = 10, 1001
@@ -30,14 +28,6 @@ SETTINGS = (
     *("--steps-per-dispatch", "7", "--checkpoint-steps", "7"),
     *("--checkpoint-minutes", "1e9"),
 )
-
-
-class Story(NamedTuple):
-    """All of a run that an interruption must not change."""
-
-    lines: list[dict[str, Any]]  # without their seconds
-    step: int  # of the newest checkpoint
-    checksums: Any  # of its arrays
 
 
 def measure(work: Work) -> Said:
@@ -127,13 +117,3 @@ def steps_made(run_dir: Path) -> int:
     """The steps whose lines are written."""
     path = run_dir / "metrics.jsonl"
     return path.read_bytes().count(b'"split": "train"') if path.exists() else 0
-
-
-def story(run_dir: Path) -> Story:
-    """What the folder of a run tells."""
-    text = (run_dir / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    lines = [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
-    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    saved = json.loads((newest / "record" / "metadata").read_text())
-    return Story(lines, saved["step"], saved["checksums"])

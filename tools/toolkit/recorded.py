@@ -1,5 +1,6 @@
 """What a run directory says, in arrays, and what its steps cost."""
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -166,3 +167,21 @@ def _params(config: Config) -> PyTree:
     with jax.enable_x64(config.dtype == "float64"):
         _, params = config.build_problem()
     return params
+
+
+class Story(NamedTuple):
+    """All of a run that an interruption must not change."""
+
+    lines: list[dict[str, Any]]  # without their seconds
+    step: int  # of the newest checkpoint
+    checksums: Any  # of its arrays
+
+
+def story(run_dir: Path) -> Story:
+    """What the folder of a run tells."""
+    text = (run_dir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    saved = json.loads((newest / "record" / "metadata").read_text())
+    return Story(lines, saved["step"], saved["checksums"])
