@@ -145,7 +145,7 @@ MUTATIONS = {
         "step_rules",
     ),
     "take a step that a line search gave up": (
-        "methods/second_order.py",
+        "methods/measured.py",
         "(refusal == Refusal.NONE) & ~step.lowers",
         "(refusal == Refusal.NONE) & ~step.lowers & False",
         "step_rules",
