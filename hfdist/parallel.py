@@ -334,6 +334,11 @@ def place_chunk(chunk: Any, mesh: Mesh | None) -> Any:
     return _place(chunk, mesh, P(None, AXIS))
 
 
+def place_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """Put a batch on the devices, split along its rows: this process's `local_rows`."""
+    return _place(batch, mesh, P(AXIS))
+
+
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """Put a tree, the same in every process, on the devices: whole on each."""
     return _place(tree, mesh, P())

@@ -22,6 +22,7 @@ ROWS = [
     ["step_rules"],
     ["coordinates"],
     ["methods", "tasks"],
+    ["fitting"],
     ["matrix"],
     ["spectrum"],
     ["cluster.place"],
@@ -65,6 +66,9 @@ ONLY = {
     "problem": {"checks", "errors", "pytree"},
     "first_product": {"errors", "parallel", "problem", "pytree"},
     "coordinates": {"first_product", "parallel", "problem", "pytree", "quadratics"},
+    "fitting": {
+        *("checks", "damping", "errors", "methods", "outcome", "parallel", "pytree"),
+    },
     "cluster.place": {"errors"},
     "cluster.processes": {"cluster.place", "errors"},
     "runs.files": set(),

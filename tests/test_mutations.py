@@ -300,6 +300,24 @@ MUTATIONS = {
         "leaf.reshape(q, groups, *shape)[:p]",
         "batches",
     ),
+    "leave a fit's sigma out of the residuals": (
+        "fitting/normal.py",
+        'per_sigma * (z - wide["y"])',
+        'z - wide["y"]',
+        "fit",
+    ),
+    "hold no param of a fit at its bound": (
+        "fitting/descent.py",
+        "np.flatnonzero(~held_N)",
+        "np.arange(len(p_N))",
+        "fit",
+    ),
+    "square the condition of a fit's Jacobian": (
+        "fitting/covariance.py",
+        "matrix_NN = in_basis(basis_NN)",
+        "return basis_NN @ basis_NN.T",
+        "fit",
+    ),
 }
 
 
