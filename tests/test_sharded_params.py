@@ -1,0 +1,183 @@
+"""Params that devices share out, against one device that has them whole."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import hfdist
+from cases import METHODS, loop, relative_error
+from communication.compiled import collectives_of
+from hfdist import CG, HessianFree, UsageError, parallel
+from hfdist.models.mlp import MLP
+from hfdist.models.model import functional
+from hfdist.sharing import share_out, split
+from quick import mostly_slow
+from test_parallel import CASE, MESH, shortened
+from test_parallel import trace as traced
+from test_sharding import VARIANTS
+
+SHARING = {
+    name: method
+    for name, method in METHODS.items()
+    if "params" in method.shardings and name != "hf_finite_difference"
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    mostly_slow(product(SHARING, [1, 2, 4]), [("hf_gauss_newton", 4), ("adam", 4)]),
+)
+def test_the_steps_are_those_of_one_device(name, devices):
+    method, mesh = shortened(SHARING[name]), hfdist.make_mesh(devices)
+    one, infos = loop(method.build(CASE.problem), CASE.params, CASE.batch)
+    optimizer = method.build(CASE.problem, mesh, sharding="params")
+    params, found = loop(optimizer, CASE.params, CASE.batch)
+    assert relative_error(params, one) < 1e-10
+    for a, b in zip(found, infos, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_every_piece_works_on_parts(name, micro_batch_size):
+    method = HessianFree(damping=1.0, damping_rule="nielsen", **VARIANTS[name])
+    problem = CASE.problem._replace(l2={"first": 0.3, "second": 0.1})
+    problem = problem._replace(
+        l2={k: dict.fromkeys(CASE.params[k], mu) for k, mu in problem.l2.items()}
+    )
+    one, _ = loop(method.build(problem), CASE.params, CASE.batch)
+    settings = {"sharding": "params", "micro_batch_size": micro_batch_size}
+    optimizer = method.build(problem, MESH, **settings)
+    # A long solve amplifies the order of summation.
+    assert relative_error(loop(optimizer, CASE.params, CASE.batch)[0], one) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "name", mostly_slow(SHARING, ["hf_gauss_newton", "hf_kronecker"])
+)
+def test_no_value_that_differs_between_devices_is_taken_for_one_that_does_not(
+    name, monkeypatch
+):
+    monkeypatch.setattr(parallel, "CHECK_VMA", True)
+    traced(SHARING[name].build(CASE.problem, MESH, sharding="params"), CASE)
+
+
+def parts_of(tree):
+    """The shapes that the first device has."""
+    return [leaf.addressable_data(0).shape for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_device_holds_its_part_of_each_leaf_and_no_more():
+    method = shortened(METHODS["hf_warm_lm"])
+    optimizer = method.build(CASE.problem, MESH, sharding="params")
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(None, state, params, batch=CASE.batch)
+        return optax.apply_updates(params, updates), state
+
+    # first: bias (4,) and kernel (5, 4), second: bias (3,) and kernel (4, 3).
+    expected = [(1,), (5, 1), (3,), (1, 3)]
+    start = optimizer.init(CASE.params)
+    assert parts_of(start.inner.start) == expected
+    whole, _ = step(CASE.params, start)
+    params, state = step(share_out("params", MESH).vector(CASE.params), start)
+    assert relative_error(params, whole) < 1e-12
+    for tree in (params, state.inner.start):
+        assert parts_of(tree) == expected
+
+
+@pytest.mark.slow
+def test_a_gradient_passed_in_and_a_mesh_whose_shardings_are_types():
+    gradient = jax.tree.map(lambda a: a + 1, CASE.params)
+    method = shortened(METHODS["hf_gauss_newton"])
+
+    def update(mesh=None, sharding="replicated"):
+        optimizer = method.build(CASE.problem, mesh, sharding=sharding)
+        state = optimizer.init(CASE.params)
+        update = jax.jit(lambda g, s, p: optimizer.update(g, s, p, batch=CASE.batch)[0])
+        return update(gradient, state, CASE.params)
+
+    one = update()
+    assert relative_error(update(MESH, "params"), one) < 1e-10
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        assert relative_error(update(mesh, "params"), one) < 1e-10
+
+
+def test_what_goes_by_whole_params_is_refused():
+    method = METHODS["hf_finite_difference"]
+    with pytest.raises(UsageError, match="goes by the norm of whole params"):
+        method.build(CASE.problem, MESH, sharding="params")
+    with pytest.raises(UsageError, match="cannot share out params"):
+        METHODS["newton"].build(CASE.problem, MESH, sharding="params")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((6, 8), (None, "data")), ((8, 8), ("data",)), ((6, 7), ()), ((), ())],
+)
+def test_a_leaf_is_split_along_its_longest_side_that_the_devices_divide(
+    shape, expected
+):
+    assert split(jnp.zeros(shape), 4) == PartitionSpec(*expected)
+
+
+WIDTH, LAYERS = 64, 8
+
+
+def deep(remat=False):
+    """(problem, params, batch) of many equal layers, and the bytes of one."""
+    predict, params = functional(
+        MLP(hidden=(WIDTH,) * LAYERS, activation="tanh").build(WIDTH, WIDTH, 0)
+    )
+    zeros = jnp.zeros((8, WIDTH), jnp.float32)
+    problem = hfdist.Problem(predict, hfdist.losses.squared_error)
+    return problem, params, {"inputs": zeros, "targets": zeros}, WIDTH * WIDTH * 4
+
+
+def compiled(method, problem, params, batch, **settings):
+    """The program of an update over MESH, from params held as it holds them."""
+    optimizer = method.build(problem, MESH, **settings)
+    if settings.get("sharding") == "params":
+        params = share_out("params", MESH).vector(params)
+    batch = jax.device_put(batch, NamedSharding(MESH, PartitionSpec("data")))
+    update = jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))
+    return update.lower(optimizer.init(params), params, batch).compile()
+
+
+def test_a_product_gathers_one_layer_after_the_other():
+    problem, params, batch, layer = deep()
+    method = HessianFree(damping=1.0, cg=CG(max_steps=3))
+    program = compiled(method, problem, params, batch, sharding="params")
+    found = collectives_of(program.as_text())
+    gathers = [c for c in found if c.kind == "all-gather"]
+    assert max(c.bytes for c in gathers) <= layer
+    scatters = [c for c in found if c.kind == "reduce-scatter"]
+    for inside in (True, False):
+        # A weight and its direction for J v, and the weight again for the transpose.
+        kernels = [c for c in gathers if c.in_loop == inside and c.bytes == layer]
+        assert len(kernels) >= (2 * LAYERS if inside else LAYERS)
+        assert sum(c.in_loop == inside for c in scatters) >= LAYERS
+
+
+def test_there_is_no_whole_copy_of_the_params():
+    problem, params, batch, layer = deep()
+    method = HessianFree(damping=1.0, cg=CG(max_steps=3))
+    memory = {
+        sharding: compiled(
+            method, problem, params, batch, sharding=sharding
+        ).memory_analysis()
+        for sharding in ("replicated", "params")
+    }
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert memory["params"].argument_size_in_bytes < 1.1 * whole / 4
+    # CG's five vectors in parts, the products', and a few layers with their directions.
+    assert memory["params"].temp_size_in_bytes < 7 * whole / 4 + 6 * layer
+    assert memory["replicated"].temp_size_in_bytes > 4 * whole
