@@ -179,8 +179,11 @@ class SecondOrder(Method):
                     memory.learnt, samples, memory.updates + 1, damping
                 )
             memory = memory._replace(learnt=learnt)
-            apply = partial(preconditioning.apply, learnt, damping, held=samples.held)
-            system = system._replace(precondition=apply)
+
+            def precondition(v):
+                return preconditioning.apply(learnt, damping, v, samples.held)
+
+            system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             solution = self.solver.solve(system)
         last = solution.x
