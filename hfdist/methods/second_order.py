@@ -12,7 +12,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,20 +25,20 @@ from hfdist import step_rules
 from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen, looks_back
-from hfdist.coordinates import Coordinates, full, gram, orthonormal, pulled_back
+from hfdist.coordinates import Coordinates
 from hfdist.errors import UsageError
-from hfdist.first_product import Shorter, first_product, shorten
 from hfdist.hindsight import Hindsight, no_hindsight, rate, seen_after
 from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
+from hfdist.methods.posed import Examples, Posed, Way, explained, place_of, posed
 from hfdist.outcome import Outcome, before_the_step
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
-from hfdist.quadratics import Curvature, quadratic, value_and_gradient, value_at
-from hfdist.samples import samples_of
+from hfdist.quadratics import Curvature, Quadratic
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
+from hfdist.spring import solved_near
 from hfdist.step import Proposal, Rule
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class SecondOrder(Method):
     A step that is not finite is refused: the update is zero. Where λ follows ρ, so is a
     step that raises the batch's f; a line search refuses one that does not lower it.
     """
+
+    by_outputs: ClassVar[bool] = False  # whether it may be solved for the outputs
+    tries: ClassVar[int] = 1  # most λ tried in one update, where λ follows ρ
+    momentum: ClassVar[float] = 0.0  # β of spring.py
 
     damping: NonNegative = 4.0
     """Damping λ, or λ₀ where it adapts; in your own loop, an optax schedule too."""
@@ -154,15 +158,56 @@ class SecondOrder(Method):
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
     ):
-        memory = state.inner
-        learning_rate, damping = self._now(memory, state.info.loss.dtype)
-        with jax.named_scope("gradient"):
-            space, model = self._model(
-                problem, devices, gradient, params, batch, curvature_batch
-            )
+        examples, others = batch, None
+        if curvature_batch is not None:
+            examples, others = curvature_batch, batch
+        at = Examples(problem, params, examples, devices)
+        question = posed(self._way, at, gradient, others)
+        memory, space, model = state.inner, question.space, question.model
         if memory.hindsight is not None:
             seen = seen_after(memory.hindsight, memory.previous, model, space.inner)
             memory = memory._replace(hindsight=seen)
+        attempt = partial(self._attempt, at, question, state.info)
+        memory, info, change = self._attempts(attempt, memory, state.info, model)
+        updates = jnp.asarray(optax.safe_increment(memory.updates))
+        zeros = tree.zeros_like(params)
+        update = tree.cast_like(space.expand(change), params)
+        update = tree.where(info.accepted, update, zeros)
+        return update, State(memory._replace(updates=updates), info)
+
+    def explain(
+        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
+    ):
+        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
+        at = Examples(problem, params, batch, device)
+        place = place_of(self._way, at, alone=curvature_batch is None)
+        return explained(place, parameter_count(params))
+
+    def _attempts(self, attempt, memory: Memory, info: Info, model: Quadratic):
+        """What an attempt returns, of the first λ of a few whose step is not refused.
+
+        A constant λ is tried once, and so is one after a loss or gradient that is not
+        finite.
+        """
+        if not self.adaptive or self.tries == 1:
+            return attempt(memory)
+
+        def unfinished(carry):
+            (_, info, _), tried = carry
+            again = ~info.accepted & ~before_the_step(info.refusal)
+            return (tried == 0) | (again & (tried < self.tries))
+
+        def next_one(carry):
+            (memory, _, _), tried = carry
+            return attempt(memory), tried + 1
+
+        start = (memory, info, tree.zeros_like(model.gradient)), jnp.int32(0)
+        return jax.lax.while_loop(unfinished, next_one, start)[0]
+
+    def _attempt(self, at: Examples, question: Posed, like: Info, memory: Memory):
+        """The memory after a step with its λ, the step's info, and the step."""
+        space, model, solve, samples = question
+        learning_rate, damping = self._now(memory, like.loss.dtype)
 
         def damped_product(v):
             with jax.named_scope("product"):
@@ -171,17 +216,18 @@ class SecondOrder(Method):
         b = tree.scale(-1, model.gradient)
         system = System(damped_product, b, memory.start, space.inner)
         if preconditioning := self.preconditioning:
-            examples = batch if curvature_batch is None else curvature_batch
-            samples = samples_of(problem, params, examples, devices.with_whole_vectors)
             with jax.named_scope("probe"):
                 learnt = preconditioning.learn(
                     memory.learnt, samples, memory.updates + 1, damping
                 )
             memory = memory._replace(learnt=learnt)
             apply = partial(preconditioning.apply, learnt, damping)
-            system = system._replace(precondition=_of_whole(apply, space, devices))
+            system = system._replace(precondition=_of_whole(apply, space, at.devices))
         with jax.named_scope("solve"):
-            solution = self.solver.solve(system)
+            if self.momentum:
+                p = tree.scale(self.momentum / learning_rate, memory.previous)
+                solve = partial(solved_near, p, solve)
+            solution = solve(system, damping)
         last = solution.x
         with jax.named_scope("backtracking"):
             solution = backtracked(system, solution, model, learning_rate)
@@ -195,24 +241,9 @@ class SecondOrder(Method):
         if self.adaptive and after is None:
             after = model.value_at(step.change)
         if after is not None:
-            info = judged(info, after, params)
+            info = judged(info, after, at.params)
         memory = self._remembered(memory, info, damping, last, step.change)
-        zeros = tree.zeros_like(params)
-        update = tree.cast_like(space.expand(step.change), params)
-        update = tree.where(info.accepted, update, zeros)
-        return update, State(memory, tree.cast_like(info, state.info))
-
-    def explain(
-        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
-    ):
-        n, alone = parameter_count(params), curvature_batch is None
-        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
-        shorter = self._shorter(problem, params, batch, device, alone)
-        if isinstance(shorter, str):
-            return f"solves for all {n:,} params, as {shorter}"
-        kernel = jax.tree.leaves(params)[shorter.kernel]
-        unknowns = n - kernel.size + len(batch["inputs"]) * kernel.shape[1]
-        return f"solves in the span of the inputs: {unknowns:,} unknowns, not {n:,}"
+        return memory, tree.cast_like(info, like), step.change
 
     @property
     def _rule(self) -> Rule:
@@ -230,7 +261,8 @@ class SecondOrder(Method):
     @property
     def _looks_back(self) -> bool:
         """Whether the step before is kept."""
-        return looks_back(self._rule) or self._in_hindsight
+        kept = looks_back(self._rule) or self._in_hindsight
+        return kept or bool(self.momentum)
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
@@ -240,55 +272,19 @@ class SecondOrder(Method):
         damping = jnp.asarray(_at(self.damping, memory.updates), dtype)
         return learning_rate, jnp.maximum(damping, memory.damping)
 
-    def _model(self, problem, devices, gradient, params, batch, curvature_batch):
-        """Coordinates to solve in, and f's model in them.
-
-        The products are over the examples of the curvature batch, all else is of the
-        batch.
-        """
-        alone = gradient is None and curvature_batch is None
-        examples = batch if curvature_batch is None else curvature_batch
-        space, model = self._curvature(problem, devices, params, examples, alone)
-        if curvature_batch is not None:
-            value, own = value_and_gradient(problem, params, batch, devices)
-            at = partial(value_at, problem, params, batch, devices)
-            model = model._replace(value=value, gradient=own, value_at=at)
-        if gradient is not None:
-            given = tree.cast(gradient, model.value.dtype)
-            model = model._replace(gradient=devices.vectors.part(given))
-        return space, pulled_back(model, space)
-
-    def _curvature(self, problem, devices, params, examples, alone):
-        """Coordinates to solve in, and the quadratic model in their own params."""
-        shorter = self._shorter(problem, params, examples, devices, alone)
-        if isinstance(shorter, str):
-            space = full(problem, params, devices)
-        else:
-            first = first_product(shorter, problem.loss, params, examples, devices)
-            coordinates = gram if self.solver.by_inner_products else orthonormal
-            space = coordinates(first, devices)
-        return space, quadratic(
-            space.problem, space.params, examples, self.curvature, devices
-        )
-
-    def _shorter(self, problem, params, batch, devices, alone=True) -> Shorter | str:
-        """The network behind its first product, or why the solve is not reduced."""
+    @property
+    def _way(self) -> Way:
+        """How and where a step is solved for."""
+        why = ""
         if not self.input_reduction:
-            return "input_reduction is off"
-        if devices.vectors.shared:
-            return "its vectors are shared out over the devices"
-        if devices.micro_batch_size is not None:
-            return "the batch is taken in micro-batches"
-        if self.start_decay:
-            return "the solver starts warm"
-        if self.preconditioning:
-            return "the solver is preconditioned"
-        if self._looks_back:
-            return "the step before is looked back at"
-        if not alone or "inputs" in devices.replicated:
-            return "the gradient is of other examples than the products"
-        params = devices.vary(params)
-        return shorten(problem, params, batch, devices.size, self.solver.held)
+            why = "input_reduction is off"
+        elif self.start_decay:
+            why = "the solver starts warm"
+        elif self.preconditioning:
+            why = "the solver is preconditioned"
+        elif self._looks_back:
+            why = "the step before is looked back at"
+        return Way(self.curvature, self.solver, why, self.by_outputs)
 
     def _remembered(self, memory: Memory, info: Info, damping, x, change) -> Memory:
         """What the next step needs."""
@@ -315,11 +311,7 @@ class SecondOrder(Method):
         # ρ may be wider.
         damping = self._damping_rule(damping, outcome).astype(damping.dtype)
         return memory._replace(
-            updates=jnp.asarray(optax.safe_increment(memory.updates)),
-            damping=damping,
-            refused=refused,
-            start=start,
-            previous=previous,
+            damping=damping, refused=refused, start=start, previous=previous
         )
 
 
