@@ -55,7 +55,8 @@ ONLY = {
     "layers": {"pytree"},
     "linearised": {"errors", "problem", "pytree", "sums"},
     "curvatures": {
-        *("jacobian", "layers", "linearised", "problem", "pytree", "sums"),
+        *("jacobian", "layers", "linearised", "memory", "problem", "pytree"),
+        *("solvers", "sums"),
     },
     "preconditioner": {"checks", "pytree"},
     "preconditioners": {"preconditioner", "pytree"},

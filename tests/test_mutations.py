@@ -79,7 +79,7 @@ MUTATIONS = {
     ),
     "try one λ alone": (
         "methods/second_order.py",
-        "again & (tried < self.tries)",
+        "again & (tried < self.most_tries)",
         "again & (tried < 1)",
         "tries",
     ),

@@ -60,7 +60,7 @@ def step_of(method, problem, params, batch, devices=1, gradient=None, **others):
 
 QUICK = {
     ("outputs", "softmax_cross_entropy", 0.3, 2),
-    ("all params", "log_cosh", 0.0, 1),
+    ("all params", "log_cosh", 0.0, 2),
 }
 
 

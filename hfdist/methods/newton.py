@@ -41,6 +41,14 @@ class Newton(SecondOrder):
         return self.dense
 
     @property
+    def pull(self):
+        return self.momentum
+
+    @property
+    def most_tries(self):
+        return self.tries
+
+    @property
     def by_outputs(self):
         undamped = known(self.damping) and self.damping == 0
         return self.output_space and self.curvature == "gauss_newton" and not undamped

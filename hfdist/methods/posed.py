@@ -149,6 +149,7 @@ def _solve(way: Way, place: Place, at: Examples, model: Quadratic) -> Solve:
     if isinstance(place, ByOutputs):
         outputs = outputs_of(*at)
         kernel_MM = solver.written(outputs.kernel, outputs.like)
+        assert kernel_MM is not None, "a method by outputs has a solver that writes"
         return lambda system, damping: solved_by_outputs(
             outputs, kernel_MM, system, damping + at.problem.l2
         )

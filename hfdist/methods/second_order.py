@@ -12,7 +12,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +68,6 @@ class SecondOrder(Method):
     step that raises the batch's f; a line search refuses one that does not lower it.
     """
 
-    by_outputs: ClassVar[bool] = False  # whether it may be solved for the outputs
-    tries: ClassVar[int] = 1  # most λ tried in one update, where λ follows ρ
-    momentum: ClassVar[float] = 0.0  # β of spring.py
-
     damping: NonNegative = 4.0
     """Damping λ, or λ₀ where it adapts; in your own loop, an optax schedule too."""
     learning_rate: Positive = 0.5
@@ -121,6 +117,21 @@ class SecondOrder(Method):
     def preconditioning(self) -> Preconditioner | None:
         """What makes the solver's steps fewer; None: nothing."""
         return None
+
+    @property
+    def by_outputs(self) -> bool:
+        """Whether the solve may be for the outputs."""
+        return False
+
+    @property
+    def pull(self) -> float:
+        """β of spring.py."""
+        return 0.0
+
+    @property
+    def most_tries(self) -> int:
+        """How many λ one update may try, where λ follows ρ."""
+        return 1
 
     @property
     def adaptive(self) -> bool:
@@ -189,13 +200,13 @@ class SecondOrder(Method):
         A constant λ is tried once, and so is one after a loss or gradient that is not
         finite.
         """
-        if not self.adaptive or self.tries == 1:
+        if not self.adaptive or self.most_tries == 1:
             return attempt(memory)
 
         def unfinished(carry):
             (_, info, _), tried = carry
             again = ~info.accepted & ~before_the_step(info.refusal)
-            return (tried == 0) | (again & (tried < self.tries))
+            return (tried == 0) | (again & (tried < self.most_tries))
 
         def next_one(carry):
             (memory, _, _), tried = carry
@@ -224,8 +235,8 @@ class SecondOrder(Method):
             apply = partial(preconditioning.apply, learnt, damping)
             system = system._replace(precondition=_of_whole(apply, space, at.devices))
         with jax.named_scope("solve"):
-            if self.momentum:
-                p = tree.scale(self.momentum / learning_rate, memory.previous)
+            if self.pull:
+                p = tree.scale(self.pull / learning_rate, memory.previous)
                 solve = partial(solved_near, p, solve)
             solution = solve(system, damping)
         last = solution.x
@@ -262,7 +273,7 @@ class SecondOrder(Method):
     def _looks_back(self) -> bool:
         """Whether the step before is kept."""
         kept = looks_back(self._rule) or self._in_hindsight
-        return kept or bool(self.momentum)
+        return kept or bool(self.pull)
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
