@@ -1,4 +1,4 @@
-"""The import arrows of the house, and what only parallel.py may name."""
+"""The import arrows of the house, and what names a mesh axis."""
 
 import ast
 from pathlib import Path
@@ -13,9 +13,10 @@ WINGS = ("cluster", "runs")  # the rest is mathematics, which knows neither
 ROWS = [
     ["errors"],
     ["batches", "checks", "eigenpairs", "memory", "pytree"],
+    ["sharing"],
     ["choices", "layers", "outcome", "parallel", "preconditioner", "problem"],
     ["jacobian", "losses", "sums", "damping", "first_product", "solvers", "models"],
-    ["linearised"],
+    ["linearised", "where_used"],
     ["curvatures", "micro_batches", "preconditioners"],
     ["probes", "quadratics"],
     ["backtracking", "hindsight", "samples", "step"],
@@ -47,7 +48,7 @@ ONLY = {
     "layers": {"pytree"},
     "linearised": {"errors", "problem", "pytree", "sums"},
     "curvatures": {"layers", "linearised", "problem", "pytree", "sums"},
-    "preconditioner": {"checks", "pytree"},
+    "preconditioner": {"checks", "pytree", "sharing"},
     "preconditioners": {"preconditioner", "pytree"},
     "micro_batches": {"batches", "errors", "parallel", "problem", "pytree", "sums"},
     "probes": {
@@ -62,7 +63,9 @@ ONLY = {
     "step_rules": {"choices", "pytree", "step"},
     "eigenpairs": {"errors"},
     "spectrum": {"eigenpairs", "errors", "matrix", "memory", "pytree"},
-    "parallel": {"batches", "errors", "pytree"},
+    "sharing": {"pytree"},
+    "where_used": {"problem", "pytree"},
+    "parallel": {"batches", "errors", "pytree", "sharing"},
     "problem": {"checks", "errors", "pytree"},
     "first_product": {"errors", "parallel", "problem", "pytree"},
     "coordinates": {"first_product", "parallel", "problem", "pytree", "quadratics"},
@@ -126,7 +129,7 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_parallel_names_a_mesh_axis(path):
-    if part_in(path) == "parallel":
+    if part_in(path) in {"parallel", "sharing"}:
         return
     words = ("psum", "pcast", "shard_map", "PartitionSpec", "all_gather", "axis_name")
     source = path.read_text()

@@ -181,13 +181,13 @@ MUTATIONS = {
         "dense",
     ),
     "skip the all-reduce": (
-        "parallel.py",
+        "sharing.py",
         PSUM,
         "flat",
         "parallel",
     ),
     "all-reduce twice": (
-        "parallel.py",
+        "sharing.py",
         PSUM,
         f"jax.lax.psum({PSUM}, AXIS)",
         "parallel",
@@ -199,7 +199,7 @@ MUTATIONS = {
         "parallel",
     ),
     "read a shared vector from its padding": (
-        "parallel.py",
+        "sharing.py",
         "unravel(flat[: len(whole)])",
         "unravel(flat[-len(whole) :])",
         "sharding",

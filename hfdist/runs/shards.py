@@ -1,19 +1,18 @@
 """What a run's devices share out, and the same whole, as it is saved.
 
-Checkpoints have vectors whole, like the params, so that a run may be continued on any
-number of devices, however they share.
+Checkpoints have the params and all of the state whole, so that a run may be continued
+on any number of devices, however they share.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
 
 from hfdist.methods.method import State
-from hfdist.parallel import bring_together, share_out
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
+from hfdist.sharing import bring_together, share_out
 
 Carry = tuple[PyTree, State]
 
@@ -27,16 +26,19 @@ def sharing(
     """
     if mesh is None or config.sharding == "replicated":
         return _same, _same
-    method = config.method
+    sharding = config.sharding
+
+    def changed(functions, carry):
+        params, state = carry
+        if sharding == "params":
+            params = functions.vector(params)
+        return params, config.method.on_shared(functions, state)
 
     def share(carry):
-        params, state = carry
-        return params, method.on_vectors(partial(share_out, mesh=mesh), state)
+        return changed(share_out(sharding, mesh), carry)
 
     def whole(carry):
-        params, state = carry
-        together = partial(bring_together, like=params, mesh=mesh)
-        return params, method.on_vectors(together, state)
+        return changed(bring_together(sharding, mesh, like=carry[0]), carry)
 
     return share, whole
 
