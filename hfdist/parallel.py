@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from hfdist.batches import check_shares, is_replicated
@@ -196,18 +196,20 @@ SHARED = Vectors(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def share_out(tree: Any, mesh: Mesh) -> Shard:
+def share_out(tree: Any, mesh: Mesh | None) -> Shard:
     """A tree of one dtype, whole on every device, as a shard on each."""
     return Shard(_placed(_flat(tree), mesh, P(AXIS)))
 
 
 @partial(jax.jit, static_argnames="mesh")
-def bring_together(vector: Shard, like: Any, mesh: Mesh) -> Any:
+def bring_together(vector: Shard, like: Any, mesh: Mesh | None) -> Any:
     """The tree of a shared vector, whole on every device."""
     return _unflat(_placed(vector.part, mesh, P()), like)
 
 
-def _placed(array: Any, mesh: Mesh, spec: P) -> Any:
+def _placed(array: Any, mesh: Mesh | None, spec: P) -> Any:
+    if mesh is None:
+        return array
     place = jax.reshard if _explicit(array) else jax.lax.with_sharding_constraint
     return place(array, NamedSharding(mesh, spec))
 
@@ -267,6 +269,21 @@ def specs_of(tree: Any) -> Any:
         tree,
         is_leaf=lambda node: isinstance(node, Shard),
     )
+
+
+def described(state: Any, mesh: Mesh | None, whole: bool = False) -> Any:
+    """The arrays of a state without their values, each where the devices have it.
+
+    If asked for, shards are whole on every device too.
+    """
+
+    def array(leaf, spec):
+        place: Any = SingleDeviceSharding(jax.local_devices()[0])
+        if mesh is not None:
+            place = NamedSharding(mesh, P() if whole else spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(array, state, specs_of(state))
 
 
 def _results(state: Any) -> Any:

@@ -1,45 +1,63 @@
-"""What a run's devices share out, and the same whole, as it is saved.
+"""What a run's devices hold, and the same as a checkpoint has it.
 
-Checkpoints have vectors whole, like the params, so that a run may be continued on any
-number of devices, however they share.
+A checkpoint has vectors as the run had them that saved it: shared out, or whole. So a
+run may be continued on any number of devices, however they share.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from hfdist.methods.method import State
-from hfdist.parallel import bring_together, share_out
+from hfdist.methods.method import Method, State
+from hfdist.parallel import Sharding, bring_together, described, replicate, share_out
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
 
 Carry = tuple[PyTree, State]
 
 
-def sharing(
-    config: Config, mesh: Mesh | None
-) -> tuple[Callable[[Carry], Carry], Callable[[Carry], Carry]]:
-    """(share, whole): to what the devices hold, from what each has whole; and back.
+def holding(config: Config, mesh: Mesh | None) -> Sharding:
+    """How the run's vectors are held: one device has them whole."""
+    return "replicated" if mesh is None else config.sharding
 
-    Every process of the run calls either at the same time.
+
+def begin(config: Config, mesh: Mesh | None, params: PyTree) -> Carry:
+    """The state before the first step, as the devices hold it."""
+    carry = replicate((params, config.method.init(params)), mesh)
+    return taken_over(config, mesh, carry, "replicated")
+
+
+def taken_over(
+    config: Config, mesh: Mesh | None, carry: Carry, saved: Sharding
+) -> Carry:
+    """What was saved with a sharding, as the devices hold it.
+
+    Every process of the run calls it at the same time.
     """
-    if mesh is None or config.sharding == "replicated":
-        return _same, _same
+    params, state = carry
+    if saved == (held := holding(config, mesh)):
+        return carry
+    if saved == "vectors":
+        together = partial(bring_together, like=params, mesh=mesh)
+        state = config.method.on_vectors(together, state)
+    return params, _shared(config.method, mesh, state) if held == "vectors" else state
+
+
+def as_saved(
+    config: Config, mesh: Mesh | None, params: PyTree, saved: Sharding
+) -> Carry:
+    """What was saved with a sharding, without its values, where the run takes it to."""
     method = config.method
 
-    def share(carry):
-        params, state = carry
-        return params, method.on_vectors(partial(share_out, mesh=mesh), state)
+    def start(params):
+        state = method.init(params)
+        return params, _shared(method, None, state) if saved == "vectors" else state
 
-    def whole(carry):
-        params, state = carry
-        together = partial(bring_together, like=params, mesh=mesh)
-        return params, method.on_vectors(together, state)
-
-    return share, whole
+    whole = holding(config, mesh) != "vectors"
+    return described(jax.eval_shape(start, params), mesh, whole)
 
 
-def _same(carry: Any) -> Any:
-    return carry
+def _shared(method: Method, mesh: Mesh | None, state: State) -> Any:
+    return method.on_vectors(partial(share_out, mesh=mesh), state)
