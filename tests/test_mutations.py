@@ -360,6 +360,24 @@ MUTATIONS = {
         "return basis_NN @ basis_NN.T",
         "fit",
     ),
+    "save what another process saves too": (
+        "runs/parts.py",
+        "if shard.replica_id:",
+        "if False:",
+        "parts",
+    ),
+    "take a piece as it is read": (
+        "runs/parts.py",
+        "if (seen := _checksum(raw)) != self.checksum:",
+        "if (seen := _checksum(raw)) is None:",
+        "parts",
+    ),
+    "take a range from where its piece begins": (
+        "runs/parts.py",
+        "_box(start - piece.start, end - piece.start)",
+        "_box(start - start, end - start)",
+        "parts",
+    ),
 }
 
 
