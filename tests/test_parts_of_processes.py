@@ -88,12 +88,12 @@ LAYOUTS = [
     (2, 1, "vectors"),
     (1, 1, "replicated"),
     (1, 2, "vectors"),
-    (2, 1, "vectors"),
-    (2, 1, "replicated"),
+    (2, 1, "params"),
     (2, 2, "vectors"),
-    (1, 1, "vectors"),
-    (1, 4, "vectors"),
-    (1, 4, "replicated"),
+    (2, 2, "params"),
+    (1, 2, "params"),
+    (2, 1, "replicated"),
+    (1, 4, "params"),
 ]
 
 
