@@ -171,7 +171,7 @@ def test_gpus_hold_no_whole_copy_of_the_params():
     settings = (
         "--batch-size 64 --method.preconditioner none --method.cg.max-steps 3 "
         "--method.step-rule fixed_rate --method.damping-rule constant "
-        "--no-method.input-reduction --model.hidden"
+        "--method.no-input-reduction --model.hidden"
     )
     config = ROOT / "configs/mnist/wide.py"
     overrides = [*settings.split(), *["1024"] * 9, "--sharding"]
