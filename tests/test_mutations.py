@@ -246,6 +246,24 @@ MUTATIONS = {
         "unravel(flat[-len(whole) :])",
         "sharding",
     ),
+    "count a whole leaf once for each device": (
+        "sharing.py",
+        "(wholes if axis is None else parts).append",
+        "parts.append",
+        "sharded_params",
+    ),
+    "leave sums of whole leaves to each device": (
+        "sharing.py",
+        "places = [k for k, axis in enumerate(axes) if axis is None]",
+        "places = []",
+        "sharded_params",
+    ),
+    "keep what is made of a weight": (
+        "where_used.py",
+        "kind.name in FORMS",
+        "False",
+        "where_used",
+    ),
     "all-reduce the product twice": (
         "quadratics.py",
         REDUCED,

@@ -1,6 +1,5 @@
 """Params that devices share out, against one device that has them whole."""
 
-from functools import partial
 from itertools import product
 
 import jax
@@ -18,9 +17,7 @@ from communication.gpu_compiler import compile_step
 from hfdist import CG, HessianFree, UsageError, parallel
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
-from hfdist.models.transformer import Transformer
 from hfdist.sharing import share_out, split
-from hfdist.where_used import where_used
 from quick import mostly_slow
 from test_parallel import CASE, MESH, shortened
 from test_parallel import trace as traced
@@ -174,7 +171,7 @@ def test_gpus_hold_no_whole_copy_of_the_params():
     settings = (
         "--batch-size 64 --method.preconditioner none --method.cg.max-steps 3 "
         "--method.step-rule fixed_rate --method.damping-rule constant "
-        "--no-method.input-reduction --model.hidden"
+        "--method.no-input-reduction --model.hidden"
     )
     config = ROOT / "configs/mnist/wide.py"
     overrides = [*settings.split(), *["1024"] * 9, "--sharding"]
@@ -188,36 +185,3 @@ def test_gpus_hold_no_whole_copy_of_the_params():
     assert memory["params"]["arguments"] < 1.1 * whole / 8
     assert memory["params"]["temporaries"] < 5 * whole / 8 + 3 * layer
     assert memory["replicated"]["temporaries"] > 5 * whole
-
-
-def test_a_weight_is_made_again_for_a_derivative():
-    params = {"first": jnp.ones((7, 3)), "second": jnp.ones((2, 7))}
-    batch = {"inputs": jnp.ones((5, 3))}
-
-    def predict(params, batch):
-        hidden = jnp.tanh(batch["inputs"] @ params["first"].T)
-        return hidden @ params["second"].T
-
-    def kept(predict):
-        _, vjp = jax.vjp(lambda params: predict(params, batch), params)
-        return {leaf.shape for leaf in jax.tree.leaves(vjp)}
-
-    assert (7, 2) in kept(predict)  # the transpose
-    assert (7, 2) not in kept(where_used(predict))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remat", [False, True])
-def test_a_transformer_is_the_same_with_its_weights_made_where_used(remat):
-    settings = Transformer(layers=2, heads=2, width=8, remat=remat)
-    predict, params = functional(settings.build(6, 11, 0))
-    batch = {"inputs": jnp.arange(12).reshape(2, 6) % 11}
-    batch["labels"] = (batch["inputs"] + 1) % 11
-
-    @partial(jax.jit, static_argnums=0)
-    def product(predict):
-        problem = hfdist.Problem(predict, hfdist.losses.next_token_cross_entropy)
-        model = hfdist.quadratic(problem, params, batch)
-        return model.gradient, model.product(params)
-
-    assert relative_error(product(where_used(predict)), product(predict)) < 1e-5
