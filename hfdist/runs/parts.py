@@ -72,7 +72,7 @@ def write(file: Path, pieces: Iterable[Cut]) -> list[Row]:
     rows = []
     with file.open("wb") as out:
         for name, start, values in pieces:
-            raw = values.reshape(-1).view(np.uint8)
+            raw = values.tobytes()
             at = out.tell()
             rows.append([name, start, values.shape, at, len(raw), _checksum(raw)])
             out.write(raw)
@@ -84,7 +84,7 @@ def pieces_in(folder: Path, rows: Sequence[Sequence[Row]]) -> dict[str, list[Pie
     found = defaultdict(list)
     for process, own in enumerate(rows):
         for row in own:
-            found[row[0]].append(Piece(*row, folder / str(process)))
+            found[row[0]].append(Piece(*row, file=folder / str(process)))
     return dict(found)
 
 
@@ -94,7 +94,7 @@ def assemble(pieces: Sequence[Piece], like: Any) -> Any:
     Raises ValueError for damage.
     """
 
-    def read(index: Sequence[slice]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         return _range(pieces, index, like)
 
     if isinstance(like, np.ndarray):

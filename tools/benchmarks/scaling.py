@@ -203,7 +203,7 @@ def _step(method, problem, mesh, params, sharding, batch) -> tuple[Callable, lis
     optimizer = method.build(problem, mesh, sharding=sharding)
     carry = replicate((params, optimizer.init(params)), mesh)
     program = jax.jit(make_step(optimizer)).lower(carry, batch).compile()
-    return partial(program, carry, batch), collectives_of(program.as_text())
+    return partial(program, carry, batch), collectives_of(program.as_text() or "")
 
 
 def _products(problem, mesh, count) -> Callable:
