@@ -65,7 +65,8 @@ def test_the_steps_are_those_of_one_a_try():
 def test_the_last_try_is_reported_where_all_are_refused():
     optimizer = replace(RETRIED, tries=2, damping=1e-10).build(PROBLEM)
     state = optimizer.init(START)
-    updates, state = optimizer.update(None, state, START, batch=BATCH)
+    update = jax.jit(lambda s: optimizer.update(None, s, START, batch=BATCH))
+    updates, state = update(state)
     assert state.info.refusal == Refusal.LOSS_ROSE
     assert state.info.damping == pytest.approx(2e-10)
     assert state.inner.damping == pytest.approx(8e-10)

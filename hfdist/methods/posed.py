@@ -1,8 +1,7 @@
-"""What a step solves, and where: for the params, in the span of the inputs, or of the
-outputs.
+"""What a step solves, and where: in all params, or the span of inputs or outputs.
 
-All give the same step. By sizes: a solve in n unknowns takes about n products, and each
-costs in proportion to the params that it is of.
+All give the same step. The choice is by sizes: a solve in n unknowns takes about n
+products, and each costs in proportion to the params that it is of.
 """
 
 from collections.abc import Callable

@@ -3,9 +3,9 @@
     w ← w + s,   s = α d,   (C + λI) d ≈ -∇f(w)
 
 curvature C × solver × damping rule for λ × step rule (paper, eq. 2 and Algorithm 2).
-The methods beside this file are points in that grid. The solve is in the coordinates
-of coordinates.py that suit the solver, where the step lies in their range: if it
-starts from 0 and its gradient is that of the batch of its products.
+The methods beside this file are points in that grid. posed.py says where a step is
+solved for: in the span of the inputs if the step lies there, so that it starts from 0
+and its gradient is that of the batch of its products.
 """
 
 import abc
