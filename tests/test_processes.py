@@ -15,7 +15,6 @@ import pytest
 
 import idx_files
 import together
-from quick import mostly_slow
 from together import (
     ROOT,
     children_of,
@@ -142,6 +141,7 @@ def test_a_coordinator_killed_at_any_instant_ends_the_run(tmp_path):
         check_killed_coordinator(tmp_path, rng.uniform(0, 3))
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_hangs_is_given_up(tmp_path):
     pair = start_sums(tmp_path, HFDIST_SILENCE_SECONDS="3")
     pair[0].send_signal(signal.SIGSTOP)
@@ -285,7 +285,8 @@ config = Config(method=SGD(), data=Faulty(dir=Path("DATA"), classes=3), batch_si
 """
 
 
-@pytest.mark.parametrize("where", mostly_slow([0, 1], [1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [0, 1])
 def test_an_exception_in_one_process_ends_all(data, tmp_path, where):
     text = FAULTY.replace("DATA", str(data)).replace("WHERE", str(where))
     (tmp_path / "config.py").write_text(text)
@@ -350,9 +351,8 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(long_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_launcher_is_alone_and_passes_signals_on(long_run, tmp_path, number):
     launcher = together.start(*local_command(long_run))
     wait_for_lines(tmp_path / "run", 10)

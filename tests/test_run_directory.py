@@ -349,6 +349,7 @@ def test_a_lock_is_of_one_process_and_ends_with_it(holder, tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_heartbeat_decides_between_machines(holder, tmp_path, monkeypatch):
     """As on a file system without locks, seen from a machine with another name."""
     monkeypatch.setattr(run_lock.fcntl, "flock", no_locks)

@@ -90,7 +90,7 @@ def _tried(contest: Contest, ground: Course, contestant: Contestant) -> list[Run
         return []
     limits = Limits(
         seconds=contest.grid_seconds,
-        spacing=GRID_SPACING if contest.targets else math.inf,
+        spacing=max(GRID_SPACING, contest.spacing) if contest.targets else math.inf,
         quantity=contest.quantity,
         enough=min(contest.targets, default=-math.inf),
     )
