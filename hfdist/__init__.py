@@ -4,6 +4,9 @@ from hfdist import losses, spectrum
 from hfdist.cluster.processes import joined
 from hfdist.eigenpairs import Pairs
 from hfdist.errors import UsageError
+from hfdist.fitting.descent import Ending
+from hfdist.fitting.fit import fit
+from hfdist.fitting.result import Fit
 from hfdist.jacobian import with_jacobian
 from hfdist.matrix import Matrix, curvature
 from hfdist.methods.adam import Adam
@@ -27,6 +30,8 @@ __all__ = [
     "SGD",
     "Adam",
     "Dense",
+    "Ending",
+    "Fit",
     "HessianFree",
     "Info",
     "KernelFirst",
@@ -44,6 +49,7 @@ __all__ = [
     "System",
     "UsageError",
     "curvature",
+    "fit",
     "joined",
     "losses",
     "make_mesh",

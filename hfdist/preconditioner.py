@@ -15,7 +15,8 @@ from jax import Array
 from optax import tree
 
 from hfdist.checks import Count, Fraction, Positive, Settings
-from hfdist.pytree import PyTree
+from hfdist.pytree import PyTree, inner
+from hfdist.sharing import Functions
 
 EARLY = (1, 2, 5, 10)  # steps at which all is due: the first probes teach the most
 
@@ -39,11 +40,29 @@ class Probes(Settings):
     """Products in a sketch, and eigenvalues that it takes out (nystrom)."""
 
 
+def _same(tree: Any) -> Any:
+    return tree
+
+
+class Held(NamedTuple):
+    """How a device holds vectors like the params, and matrices: whole, or a part."""
+
+    inner: Callable[[PyTree, PyTree], Array] = inner  # ⟨u, v⟩
+    expand: Callable[[PyTree], PyTree] = _same  # vector -> whole tree like the params
+    part: Callable[[PyTree], PyTree] = _same  # whole tree -> vector
+    gather: Callable[[Array], Array] = _same  # a device's rows -> those of all
+    share: Callable[[Array], Array] = _same  # the rows of all -> this device's
+
+
+WHOLE = Held()
+
+
 class Samples(NamedTuple):
     """What G is learnt from, over the examples of a step; a call is what costs."""
 
     probe: Callable[[Array], PyTree]  # step -> V, E[vec V vec Vᵀ] = G, no penalty in it
     product: Callable[[PyTree], PyTree]  # v -> G v, with the penalty, without λ
+    held: Held = WHOLE  # how these vectors are
 
 
 class Preconditioner(NamedTuple):
@@ -52,7 +71,10 @@ class Preconditioner(NamedTuple):
     init: Callable[[PyTree], Any]  # params -> state, of no sample yet
     # state, samples, step counted from 1, λ -> state, with what is due at that step
     learn: Callable[[Any, Samples, Array, Array], Any]
-    apply: Callable[[Any, Array, PyTree], PyTree]  # state, λ, v -> M⁻¹ v, M definite
+    # state, λ, v, held -> M⁻¹ v, M definite
+    apply: Callable[[Any, Array, PyTree, Held], PyTree]
+    # functions, state -> the state with one of them applied to what devices may share
+    on_shared: Callable[[Functions, Any], Any]
 
 
 class Learnt(NamedTuple):
@@ -65,9 +87,12 @@ class Learnt(NamedTuple):
 def averaging(
     settings: Probes,
     init: Callable[[PyTree], Any],  # params -> state
-    update: Callable[[Any, PyTree, Array], Any],  # state, V, what is kept -> state
-    refresh: Callable[[Any, Array], Any],  # state, λ -> state: inverses of the averages
-    apply: Callable[[Any, Array, PyTree], PyTree],  # state, λ, v -> M⁻¹ v
+    update: Callable[
+        [Any, PyTree, Array, Held], Any
+    ],  # state, V, what is kept -> state
+    refresh: Callable[[Any, Array, Held], Any],  # state, λ -> state: its inverses
+    apply: Callable[[Any, Array, PyTree, Held], PyTree],  # state, λ, v -> M⁻¹ v
+    on_shared: Callable[[Functions, Any], Any],  # functions, state -> state
 ) -> Preconditioner:
     """A preconditioner that learns by averages over the probes of steps.
 
@@ -75,15 +100,17 @@ def averaging(
     """
 
     def learn(learnt, samples, step, damping):
+        held = samples.held
+
         def probed(learnt):
             probe, count = samples.probe(step), learnt.probes + 1
             kept = jnp.minimum(settings.decay, 1 - 1 / count.astype(damping.dtype))
-            state = update(learnt.state, probe, kept)
-            finite = jnp.isfinite(tree.norm(probe, squared=True))
+            state = update(learnt.state, probe, kept, held)
+            finite = jnp.isfinite(held.inner(probe, probe))
             return tree.where(finite, Learnt(count, state), learnt)
 
         def refreshed(learnt):
-            return learnt._replace(state=refresh(learnt.state, damping))
+            return learnt._replace(state=refresh(learnt.state, damping, held))
 
         learnt = where_due(step, settings.every, probed, learnt)
         return where_due(step, settings.refresh, refreshed, learnt)
@@ -91,7 +118,12 @@ def averaging(
     return Preconditioner(
         init=lambda params: Learnt(jnp.int32(0), init(params)),
         learn=learn,
-        apply=lambda learnt, damping, v: apply(learnt.state, damping, v),
+        apply=lambda learnt, damping, v, held=WHOLE: apply(
+            learnt.state, damping, v, held
+        ),
+        on_shared=lambda functions, learnt: learnt._replace(
+            state=on_shared(functions, learnt.state)
+        ),
     )
 
 

@@ -26,18 +26,19 @@ from hfdist.sums import outputs_at
 def probe(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives, step: Array
 ) -> PyTree:
-    """V, like params in their working dtype, with the signs of this step.
+    """V, a vector like params in their working dtype, with the signs of this step.
 
     The signs are drawn by the places of examples in the whole batch, so that V depends
     neither on the devices nor on micro-batches.
     Raises UsageError for a loss of which R cannot be had.
     """
+    params = devices.own(params)
     outputs = jax.eval_shape(problem.predict, params, batch)
     examples = len(jax.tree.leaves(outputs)[0])
     places_B = devices.share(jnp.arange(devices.size * examples))
     key = jax.random.fold_in(jax.random.key(0), step)
-    local = partial(_probe_sums, problem, devices.vary(params), key)
-    total, weight = devices.reduce(summed(local, devices, batch, places_B))
+    local = partial(_probe_sums, problem, params, key)
+    total, weight = devices.vectors.collect(*summed(local, devices, batch, places_B))
     return divide(total, jnp.sqrt(weight))
 
 

@@ -90,7 +90,11 @@ def decay(problem: Problem, params: PyTree) -> PyTree:
     return jax.tree.map(lambda mu, w: jnp.asarray(mu, w.dtype) * w, mus, params)
 
 
-def penalty(problem: Problem, params: PyTree) -> Array:
+def penalty(
+    problem: Problem,
+    params: PyTree,
+    inner: Callable[[PyTree, PyTree], Array] = inner,
+) -> Array:
     """½ Σ μ w²."""
     return inner(params, decay(problem, params)) / 2
 

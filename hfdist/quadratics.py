@@ -10,7 +10,7 @@ difference of gradients 3.
 Over devices, local sums are collected and divided by the global Σ wᵢ after it: (Σ wᵢ
 lᵢ, Σ wᵢ, gradient sum) in one all-reduce, each product in one more. The penalty is
 added after that. Gradients, products and displacements are vectors in the sense of
-parallel.py: like params, or shared out over the devices.
+sharing.py: like params, or shared out over the devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def quadratic(
     Raises UsageError for a layer without the derivative that the curvature needs.
     """
     build = chosen("curvature", curvature, curvatures)
-    sums = curvature_sums(build, problem, devices.vary(params), batch, devices)
+    sums = curvature_sums(build, problem, devices.own(params), batch, devices)
     value, gradient, weight_sum = _means(devices, sums.loss, sums.weight, sums.gradient)
     value, gradient = _add_penalty(problem, params, value, gradient, devices)
     vectors = devices.vectors
@@ -114,7 +114,7 @@ def value_and_gradient(
     problem: Problem, params: PyTree, batch: Batch, devices: Collectives = ONE_DEVICE
 ) -> tuple[Array, PyTree]:
     """f(w) and g = ∇f(w) of a batch, a vector."""
-    local = partial(gradient_sums, problem, devices.vary(params))
+    local = partial(gradient_sums, problem, devices.own(params))
     (loss_sum, weight_sum), gradient_sum = summed(local, devices, batch)
     value, gradient, _ = _means(devices, loss_sum, weight_sum, gradient_sum)
     return _add_penalty(problem, params, value, gradient, devices)
@@ -126,11 +126,11 @@ def value_at(
     """f(w + d) of a batch, by one forward pass."""
     d = devices.vectors.expand(d, params)
     moved = optax.apply_updates(params, tree.cast_like(d, params))
-    local = partial(loss_and_rounding, problem, devices.vary(moved))
+    local = partial(loss_and_rounding, problem, devices.own(moved))
     loss_sum, weight_sum, squares = devices.reduce(summed(local, devices, batch))
     loss = loss_sum / weight_sum
     if penalised(problem):
-        loss += penalty(problem, widen(moved))
+        loss += penalty(problem, widen(moved), devices.inner)
     rounding = jnp.abs(loss) * jnp.finfo(loss.dtype).eps
     # Where these overflow f itself may not: a step to there is evidence all the same.
     squares = jnp.where(jnp.isfinite(squares), squares, 0)
@@ -150,4 +150,5 @@ def _add_penalty(problem, params, value, gradient, devices):
         return value, gradient
     wide = widen(params)
     decayed = devices.vectors.part(decay(problem, wide))
-    return value + penalty(problem, wide), tree.add(gradient, decayed)
+    value = value + penalty(problem, wide, devices.inner)
+    return value, tree.add(gradient, decayed)

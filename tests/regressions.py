@@ -147,6 +147,7 @@ class Regression:
     model: Callable[[Array, Array], Array]  # (b (N,), x (B,) or (B, 2)) -> y (B,)
     starts: np.ndarray  # (2, N), the farther first
     certified: np.ndarray  # (N,), b at the least Σ (y - model)²
+    deviations: np.ndarray  # (N,), its standard errors, certified too
     squares: float  # that least sum
     batch: dict[str, Any]  # inputs x, targets y (B, 1)
 
@@ -175,6 +176,7 @@ def read(name: str) -> Regression:
         model=MODELS[name],
         starts=values[:, :2].T,
         certified=values[:, 2],
+        deviations=values[:, 3],
         squares=float(squares),
         batch={"inputs": jnp.asarray(x), "targets": jnp.asarray(targets)[:, None]},
     )

@@ -195,7 +195,7 @@ def test_predictions():
     ]
 
 
-@pytest.mark.parametrize("sharding", ["replicated", "vectors"])
+@pytest.mark.parametrize("sharding", ["replicated", "vectors", "params"])
 def test_the_abstract_update_is_the_update_on_arrays(sharding):
     config = load(ROOT / HF, ["--batch-size", "784", "--sharding", sharding])
     examples = readable(config.data.examples("train"))

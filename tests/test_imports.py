@@ -1,4 +1,4 @@
-"""The import arrows of the house, and what only parallel.py may name."""
+"""The import arrows of the house, and what names a mesh axis."""
 
 import ast
 from pathlib import Path
@@ -13,6 +13,7 @@ WINGS = ("cluster", "runs")  # the rest is mathematics, which knows neither
 ROWS = [
     ["errors"],
     ["batches", "checks", "eigenpairs", "memory", "pytree"],
+    ["sharing"],
     [
         "choices",
         "layers",
@@ -23,18 +24,26 @@ ROWS = [
         "solvers",
     ],
     ["jacobian", "losses", "sums", "damping", "first_product", "models"],
-    ["linearised", "roots"],
+    ["linearised", "roots", "where_used"],
     ["curvatures", "micro_batches", "outputs", "preconditioners"],
     ["probes", "quadratics"],
     ["backtracking", "hindsight", "samples", "spring", "step"],
     ["step_rules"],
     ["coordinates"],
     ["methods", "tasks"],
+    ["fitting"],
     ["matrix"],
     ["spectrum"],
     ["cluster.place"],
     ["cluster.processes"],
-    ["runs.files", "runs.output", "runs.spans", "runs.progress", "runs.interrupt"],
+    [
+        "runs.files",
+        "runs.output",
+        "runs.parts",
+        "runs.spans",
+        "runs.progress",
+        "runs.interrupt",
+    ],
     ["runs.config", "runs.metrics", "runs.checkpoint", "runs.run_lock"],
     ["runs.run_directory", "runs.saver", "runs.sinks"],
     ["runs.resume", "runs.shards"],
@@ -58,7 +67,7 @@ ONLY = {
         *("jacobian", "layers", "linearised", "memory", "problem", "pytree"),
         *("solvers", "sums"),
     },
-    "preconditioner": {"checks", "pytree"},
+    "preconditioner": {"checks", "pytree", "sharing"},
     "preconditioners": {"preconditioner", "pytree"},
     "micro_batches": {"batches", "errors", "parallel", "problem", "pytree", "sums"},
     "probes": {
@@ -77,10 +86,15 @@ ONLY = {
     "step_rules": {"choices", "pytree", "step"},
     "eigenpairs": {"errors"},
     "spectrum": {"eigenpairs", "errors", "matrix", "memory", "pytree"},
-    "parallel": {"batches", "errors", "pytree"},
+    "sharing": {"pytree"},
+    "where_used": {"problem", "pytree"},
+    "parallel": {"batches", "errors", "pytree", "sharing"},
     "problem": {"checks", "errors", "pytree"},
     "first_product": {"errors", "parallel", "problem", "pytree"},
     "coordinates": {"first_product", "parallel", "problem", "pytree", "quadratics"},
+    "fitting": {
+        *("checks", "damping", "errors", "methods", "outcome", "parallel", "pytree"),
+    },
     "cluster.place": {"errors"},
     "cluster.processes": {"cluster.place", "errors"},
     "runs.files": set(),
@@ -93,11 +107,12 @@ ONLY = {
         *("problem", "pytree"),
     },
     "runs.metrics": {"errors", "runs.files"},
-    "runs.checkpoint": {"checks", "errors", "pytree"},
+    "runs.parts": set(),
+    "runs.checkpoint": {"checks", "errors", "pytree", "runs.parts"},
     "runs.run_lock": {"cluster.processes", "errors", "runs.files"},
     "runs.sinks": {"errors", "runs.config", "runs.files", "runs.metrics"},
     "runs.resume": {
-        *("cluster.processes", "errors", "pytree"),
+        *("cluster.processes", "errors", "parallel", "pytree"),
         *("runs.checkpoint", "runs.run_directory"),
     },
 }
@@ -138,7 +153,7 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_parallel_names_a_mesh_axis(path):
-    if part_in(path) == "parallel":
+    if part_in(path) in {"parallel", "sharing"}:
         return
     words = ("psum", "pcast", "shard_map", "PartitionSpec", "all_gather", "axis_name")
     source = path.read_text()

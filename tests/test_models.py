@@ -34,11 +34,6 @@ BFLOAT16_LOSS, BFLOAT16_STEP = 1e-2, 0.05  # the worst measured: 0.003 and 0.02
 # What mixes examples must step otherwise on four devices, by at least this much.
 OTHERWISE = 1e-2
 
-# A third of the time to compile, in which most of this file's goes.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False}
-)
-
 TIGHT = CG(max_steps=200, rtol=1e-12)
 GAUSS_NEWTON = HessianFree(damping=1.0, learning_rate=0.5, cg=TIGHT)
 HESSIAN = HessianFree(damping=50.0, learning_rate=0.5, cg=TIGHT, curvature="hessian")
@@ -381,7 +376,7 @@ def dense_algebra(name, devices):
     def mean_loss(z_Z, batch, shape):
         return jnp.mean(model.loss(z_Z.reshape(shape), batch))
 
-    @jit
+    @jax.jit
     def algebra(w_N, batch):
         z = outputs(w_N, batch)
         loss = functools.partial(mean_loss, batch=batch, shape=z.shape)
@@ -411,7 +406,7 @@ def update(method, model, dtype=jnp.float64, mesh=None):
     """The first update of a method, and the state after it."""
     optimizer = method.build(model.problem, mesh=mesh, replicated=model.replicated)
     params, batch = cast((model.params, model.batch), dtype)
-    return jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))(
+    return jax.jit(lambda s, p, b: optimizer.update(None, s, p, batch=b))(
         optimizer.init(params), params, batch
     )
 
@@ -428,7 +423,7 @@ def test_products_are_those_of_the_dense_matrices(name, dtype):
     v_N = normal(8, truth.gradient.size)
     v = cast(ravel_pytree(model.params)[1](v_N.astype(np.float64)), dtype)
 
-    @jit
+    @jax.jit
     def both(params, batch, v):
         gauss_newton = hfdist.quadratic(model.problem, params, batch, "gauss_newton")
         hessian = hfdist.quadratic(model.problem, params, batch, "hessian")
@@ -501,7 +496,7 @@ def test_bfloat16_params_in_a_scan(name):
         return (optax.apply_updates(params, step), state), (step, state.info)
 
     carry = params, optimizer.init(params)
-    _, (steps, infos) = jit(lambda c: jax.lax.scan(body, c, length=2))(carry)
+    _, (steps, infos) = jax.jit(lambda c: jax.lax.scan(body, c, length=2))(carry)
     assert dtypes(steps) == {jnp.dtype(jnp.bfloat16)}
     assert infos.loss.dtype == jnp.float32
     assert infos.accepted.all()

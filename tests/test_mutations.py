@@ -223,13 +223,13 @@ MUTATIONS = {
         "dense",
     ),
     "skip the all-reduce": (
-        "parallel.py",
+        "sharing.py",
         PSUM,
         "flat",
         "parallel",
     ),
     "all-reduce twice": (
-        "parallel.py",
+        "sharing.py",
         PSUM,
         f"jax.lax.psum({PSUM}, AXIS)",
         "parallel",
@@ -241,7 +241,7 @@ MUTATIONS = {
         "parallel",
     ),
     "read a shared vector from its padding": (
-        "parallel.py",
+        "sharing.py",
         "unravel(flat[: len(whole)])",
         "unravel(flat[-len(whole) :])",
         "sharding",
@@ -341,6 +341,42 @@ MUTATIONS = {
         "leaf.reshape(groups, q, *shape)[:, :p]",
         "leaf.reshape(q, groups, *shape)[:p]",
         "batches",
+    ),
+    "leave a fit's sigma out of the residuals": (
+        "fitting/normal.py",
+        'per_sigma * (z - wide["y"])',
+        'z - wide["y"]',
+        "fit",
+    ),
+    "hold no param of a fit at its bound": (
+        "fitting/descent.py",
+        "np.flatnonzero(~held_N)",
+        "np.arange(len(p_N))",
+        "fit",
+    ),
+    "square the condition of a fit's Jacobian": (
+        "fitting/covariance.py",
+        "matrix_NN = in_basis(basis_NN)",
+        "return basis_NN @ basis_NN.T",
+        "fit",
+    ),
+    "save what another process saves too": (
+        "runs/parts.py",
+        "if shard.replica_id:",
+        "if False:",
+        "parts",
+    ),
+    "take a piece as it is read": (
+        "runs/parts.py",
+        "if (seen := _checksum(raw)) != self.checksum:",
+        "if (seen := _checksum(raw)) is None:",
+        "parts",
+    ),
+    "take a range from where its piece begins": (
+        "runs/parts.py",
+        "_box(start - piece.start, end - piece.start)",
+        "_box(start - start, end - start)",
+        "parts",
     ),
 }
 

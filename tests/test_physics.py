@@ -18,7 +18,11 @@ from hfdist.quadratics import value_and_gradient
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluate
 from hfdist.runs.train import train
-from hfdist.tasks.physics import Poisson, laplacian
+from hfdist.tasks.burgers import Burgers
+from hfdist.tasks.heat import Heat
+from hfdist.tasks.physics import laplacian
+from hfdist.tasks.poisson import Poisson
+from hfdist.tasks.poisson_cube import PoissonCube
 from quick import mostly_slow
 from toolkit.recorded import story
 
@@ -254,3 +258,85 @@ def test_a_run_continues_bit_for_bit(tmp_path):
 def test_a_net_without_a_second_derivative_is_refused():
     with pytest.raises(UsageError, match=r"no second derivative.*activation tanh"):
         TASK.problem(MLP(), 0)
+
+
+TASKS = {
+    "cube": PoissonCube(axes=3, interior=40, boundary=12),
+    "heat": Heat(interior=40, boundary=12, conductivity=0.3),
+    "burgers": Burgers(interior=40, boundary=12, viscosity=0.05),
+}
+each_task = pytest.mark.parametrize("name", TASKS)
+
+
+def test_the_operators_are_those_of_closed_forms():
+    x_BD = jax.random.uniform(jax.random.key(1), (9, 2))
+    t, x = x_BD.T
+
+    def u(x_BD):
+        return jnp.exp(0.7 * x_BD[:, 0]) * jnp.sin(2 * x_BD[:, 1])
+
+    wave, slope = u(x_BD), 2 * jnp.exp(0.7 * t) * jnp.cos(2 * x)
+    expected = {
+        "cube": -(0.49 - 4) * wave,
+        "heat": (0.7 + 0.3 * 4) * wave,
+        "burgers": (0.7 + 0.05 * 4) * wave + wave * slope,
+    }
+    for name, task in TASKS.items():
+        found = task.operator(u, x_BD)
+        np.testing.assert_allclose(found, expected[name], rtol=1e-12, atol=1e-14)
+
+
+@each_task
+def test_the_solutions_solve_their_equations(name):
+    """By central differences in numpy."""
+    task, h = TASKS[name], 1e-3
+    x = task.inside()[:, :]
+    x = x[np.all((x > task.box[0] + h) & (x < task.box[1] - h), 1)]
+    u, steps = task.solution(x), h * np.eye(task.dimensions)
+    pairs = [(task.solution(x + e), task.solution(x - e)) for e in steps]
+    slopes = [(up - down) / (2 * h) for up, down in pairs]
+    curved = [(up - 2 * u + down) / h**2 for up, down in pairs]
+    operator = {
+        "cube": lambda: -sum(curved),
+        "heat": lambda: slopes[0] - 0.3 * curved[1],
+        "burgers": lambda: slopes[0] + u * slopes[1] - 0.05 * curved[1],
+    }
+    np.testing.assert_allclose(operator[name](), task.source(x), atol=2e-4)
+
+
+def test_the_wave_of_burgers_is_as_steep_as_published():
+    """∂u/∂x = -152.00516 at x = 0, t = 1.6037/π for ν = 0.01/π (Basdevant 1986)."""
+    task, h = Burgers(viscosity=0.01 / np.pi), 1e-5
+    t = 1.6037 / np.pi
+    low, high = task.solution(np.array([[t, -h], [t, h]]))
+    assert (high - low) / (2 * h) == pytest.approx(-152.00516, rel=1e-5)
+
+
+@each_task
+def test_points_are_drawn_from_the_seed_where_u_is_known(name):
+    task = TASKS[name]
+    inside, around = task.inside(), task.around()
+    assert inside.shape == (40, task.dimensions)
+    assert np.all((inside >= task.box[0]) & (inside <= task.box[1]))
+    on_face = [around[:, d] == task.box[end, d] for d, end in task.faces]
+    np.testing.assert_array_equal(np.sum(on_face, 1), 12 // len(task.faces))
+    if name != "cube":  # u is not known at the end of time
+        assert np.all(around[:, 0] < 1)
+    np.testing.assert_array_equal(replace(task).inside(), inside)
+    assert not np.any(replace(task, point_seed=1).inside() == inside)
+    fresh = batch_of(replace(task, draws=3))
+    assert len(fresh["inputs"]) == 156 == len(np.unique(fresh["inputs"], axis=0))
+
+
+@pytest.mark.slow
+@each_task
+def test_a_net_learns_each_equation_from_fresh_points_and_from_fixed(name, tmp_path):
+    for draws in (1, 30):
+        task = replace(TASKS[name], interior=200, boundary=60, draws=draws)
+        config = replace(
+            config_of(epochs=30 // draws, run_dir=tmp_path / str(draws)),
+            data=task,
+            batch_size=260,
+        )
+        result = train(config)
+        assert result.test.figures["relative_error"] < 0.2

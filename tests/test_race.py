@@ -242,6 +242,14 @@ def test_every_run_starts_from_the_same_params_and_is_given_the_same_seconds(con
     assert [run[-1].seconds for run in runs] == [12.0] * 3
 
 
+def test_for_a_figure_the_training_examples_are_not_evaluated(contest):
+    ground = loop.course(contest._replace(quantity="accuracy"), seed=0)
+    loss, figures = ground.measure(ground.config.build_problem()[1])
+    assert math.isnan(loss)
+    both = loop.course(contest, seed=0).measure(ground.config.build_problem()[1])
+    assert figures == both[1]
+
+
 def test_the_marks_are_spaced_and_at_the_times_asked_for(contest):
     ground = loop.course(contest, seed=0)
     sgd = contest.contestants[1].grid[1]

@@ -18,9 +18,9 @@ from hfdist import CG, HessianFree, UsageError
 from hfdist.models.autoencoder import Autoencoder
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
-from hfdist.parallel import MULTIPLE, bring_together, share_out
 from hfdist.runs.config import Config
 from hfdist.runs.train import train
+from hfdist.sharing import MULTIPLE, bring_together, share_out
 from hfdist.tasks.idx import IDX
 from quick import mostly_slow
 from test_parallel import CASE, MESH, collectives_in, shortened
@@ -126,8 +126,8 @@ def test_a_mesh_whose_shardings_are_part_of_the_types():
 
 def test_what_is_shared_out_comes_together_again():
     vector = jax.tree.map(lambda a: a * jnp.pi, CASE.params)
-    shard = share_out(vector, MESH)
-    together = bring_together(shard, CASE.params, MESH)
+    shard = share_out("vectors", MESH).vector(vector)
+    together = bring_together("vectors", MESH, CASE.params).vector(shard)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, together, vector))
 
 
@@ -148,7 +148,7 @@ def test_a_product_sends_the_bytes_of_an_all_reduce():
 
 @pytest.mark.parametrize("name", ["sgd", "newton"])
 def test_methods_without_vectors_to_share_are_refused(name):
-    with pytest.raises(UsageError, match="no vectors of a solve to share out"):
+    with pytest.raises(UsageError, match="cannot share out vectors"):
         METHODS[name].build(CASE.problem, MESH, sharding="vectors")
 
 
@@ -174,7 +174,7 @@ def small(tmp_path_factory):
 def test_a_run_goes_on_over_other_devices_that_share_otherwise(small, tmp_path):
     train(replace(small, run_dir=tmp_path / "whole"))
     expected = train_losses(tmp_path / "whole")
-    held = [(4, "vectors"), (1, "replicated"), (2, "vectors"), (4, "replicated")]
+    held = [(4, "vectors"), (2, "params"), (1, "replicated"), (4, "params")]
     for k, (devices, sharding) in enumerate(held, 1):
         train(
             replace(

@@ -66,6 +66,8 @@ def test_devices_and_processes_take_the_same_steps(name, tmp_path):
     kinds = [("1", [], 1), ("4", four, 1), ("2 x 1", [], 2)]
     if shares := shared(name):
         kinds += [("4 that share", four + shares, 1), ("2 x 1 that share", shares, 2)]
+        parts = ["--sharding", "params"]
+        kinds += [("4 with parts", four + parts, 1), ("2 x 1 with parts", parts, 2)]
     losses = {}
     for kind, more, processes in kinds:
         run = [*arguments, *more, "--run-dir", tmp_path / kind]

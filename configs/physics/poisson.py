@@ -11,7 +11,7 @@ s, with one λ an update. A step takes 6 ms, and 400 ms without the Jacobian.
 from hfdist import Dense, Newton
 from hfdist.models.mlp import MLP
 from hfdist.runs.config import Config
-from hfdist.tasks.physics import Poisson
+from hfdist.tasks.poisson import Poisson
 
 config = Config(
     method=Newton(

@@ -2,16 +2,19 @@
 
 import abc
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from hfdist.checks import Count, Positive, Whole
 from hfdist.errors import UsageError
 from hfdist.methods.method import Method, State, initial_info
 from hfdist.outcome import Refusal, not_finite
+from hfdist.pytree import widen
 from hfdist.quadratics import value_and_gradient
+from hfdist.sharing import Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,8 @@ class FirstOrder(Method):
     A skipped update leaves the optimiser's own state (momentum …) as it was. A
     `curvature_batch` is left aside.
     """
+
+    shardings: ClassVar[tuple[Sharding, ...]] = ("replicated", "params")
 
     learning_rate: Positive = 0.1
     """Step size α, at its highest; in your own loop, an optax schedule too."""
@@ -71,17 +76,27 @@ class FirstOrder(Method):
     def init(self, params):
         return State(self.optimizer().init(params), initial_info(params))
 
+    def on_shared(self, functions, state):
+        optimizer, inner = self.optimizer(), state.inner
+        inner = optax.tree.map_params(optimizer, functions.vector, inner)
+        return state._replace(inner=inner)
+
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
     ):
         loss, own_gradient = value_and_gradient(problem, params, batch, devices)
         gradient = own_gradient if gradient is None else gradient
-        gradient_norm = optax.tree.norm(gradient)
+
+        def norm(tree):
+            wide = widen(tree)
+            return jnp.sqrt(devices.inner(wide, wide))
+
+        gradient_norm = norm(gradient)
         gradient = optax.tree.cast_like(gradient, params)
         # Optax multiplies its count of updates, an integer, by real numbers.
         with jax.numpy_dtype_promotion("standard"):
             step, inner = self.optimizer().update(gradient, state.inner, params)
-        step_norm = optax.tree.norm(step)
+        step_norm = norm(step)
         refusal = not_finite(loss, gradient_norm, step_norm)
         accepted = refusal == Refusal.NONE
         info = state.info._replace(

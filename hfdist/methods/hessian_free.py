@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from hfdist import preconditioners
 from hfdist.checks import NonNegative, known
@@ -10,6 +10,7 @@ from hfdist.choices import choices, chosen
 from hfdist.errors import UsageError
 from hfdist.methods.second_order import SecondOrder
 from hfdist.preconditioner import Probes
+from hfdist.sharing import Sharding
 from hfdist.solvers.cg import CG
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class HessianFree(SecondOrder):
     the paper's method around it.
     """
 
-    shares_vectors: ClassVar[bool] = True
+    shardings: ClassVar[tuple[Sharding, ...]] = get_args(Sharding)
 
     warm_start: NonNegative = 0.0
     """Start CG from this multiple of the last solution, for one more product a step
@@ -73,6 +74,14 @@ class HessianFree(SecondOrder):
                 "undamped CG on the Hessian, which is indefinite away from a minimum: "
                 "give damping > 0 (the paper's λ is 32), or curvature gauss_newton, or "
                 "solve exactly with hfdist.Newton"
+            )
+
+    def check_sharding(self, sharding):
+        super().check_sharding(sharding)
+        if sharding == "params" and self.curvature == "finite_difference":
+            raise UsageError(
+                "curvature='finite_difference' goes by the norm of whole params: use "
+                "curvature='hessian', or sharding='vectors'"
             )
 
     @property

@@ -1,14 +1,14 @@
 """What is known of a step, from the solve and from the loss after it."""
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
-from optax import tree
 
 from hfdist.methods.method import Info
 from hfdist.outcome import Refusal, not_finite, reduction_ratio
-from hfdist.pytree import PyTree, roundoff, widen
+from hfdist.pytree import PyTree, inner, roundoff, widen
 from hfdist.quadratics import Value
 from hfdist.step import Proposal, Step
 
@@ -48,12 +48,17 @@ def measured(value: Array, proposal: Proposal, step: Step) -> Info:
     )
 
 
-def judged(info: Info, after: Value, params: PyTree) -> Info:
+def judged(
+    info: Info,
+    after: Value,
+    params: PyTree,
+    inner: Callable[[PyTree, PyTree], Array] = inner,
+) -> Info:
     """The info with what the loss after the step says of it."""
     # A step shorter than the rounding of the params is no evidence of anything, unless
     # much of the loss hangs on it: params may be orders of magnitude apart.
-    u = roundoff(params)
-    short = info.step_norm <= u * tree.norm(widen(params))
+    u, wide = roundoff(params), widen(params)
+    short = info.step_norm <= u * jnp.sqrt(inner(wide, wide))
     short &= jnp.abs(info.predicted_decrease) <= math.sqrt(u) * jnp.abs(info.loss)
     resolution = jnp.where(short, jnp.inf, ROUNDINGS * after.rounding)
 

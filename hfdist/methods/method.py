@@ -20,16 +20,12 @@ from hfdist.batches import check_batch, examples_in
 from hfdist.checks import Count, Settings, check_choice, fitted
 from hfdist.errors import UsageError
 from hfdist.outcome import Refusal
-from hfdist.parallel import (
-    Collectives,
-    Sharding,
-    collectives,
-    data_parallel,
-    share_out,
-)
+from hfdist.parallel import Collectives, collectives, data_parallel
 from hfdist.problem import Batch, Problem, check_penalty
 from hfdist.pytree import PyTree, check_differentiable, working_dtype
+from hfdist.sharing import Functions, Sharding, places, share_out, specs_of
 from hfdist.solvers.solution import Reason
+from hfdist.where_used import where_used
 
 
 class Info(NamedTuple):
@@ -67,7 +63,7 @@ class Method(Settings, abc.ABC):
     """Hyper-parameters of an optimisation method."""
 
     scheduled: ClassVar[bool] = True
-    shares_vectors: ClassVar[bool] = False  # whether devices may share them out
+    shardings: ClassVar[tuple[Sharding, ...]] = ("replicated",)  # that it allows
 
     @abc.abstractmethod
     def init(self, params: PyTree) -> State:
@@ -90,9 +86,9 @@ class Method(Settings, abc.ABC):
         batch's own.
         """
 
-    def on_vectors(self, function: Callable[[Any], Any], state: State) -> State:
-        """The state with a function applied to each vector like the params in it."""
-        del function
+    def on_shared(self, functions: Functions, state: State) -> State:
+        """The state with the functions applied to what devices may share out of it."""
+        del functions
         return state
 
     def explain(
@@ -125,7 +121,9 @@ class Method(Settings, abc.ABC):
         the products examples of their own. With a `micro_batch_size` a device takes so
         many examples at a time, in their memory, and each product computes the forward
         pass again. With sharding="vectors" a device has 1/P of each vector of the
-        solve, and of those in the state; the params are whole.
+        solve, and of those in the state; the params are whole. With sharding="params"
+        it has 1/P of each array of the params too, and of the update, along a side that
+        the devices divide.
 
         Raises UsageError, while tracing, for params, batches and losses that do not
         fit: see the messages.
@@ -134,24 +132,18 @@ class Method(Settings, abc.ABC):
             raise UsageError(f"replicated is {replicated!r}: use ({replicated!r},)")
         micro_batch_size = fitted("micro_batch_size", micro_batch_size, Count | None)
         check_choice("sharding", sharding, get_args(Sharding))
-        shared = sharding == "vectors"
-        if shared and not self.shares_vectors:
-            raise UsageError(
-                f"{type(self).__name__} has no vectors of a solve to share out: use "
-                f"sharding='replicated', or hfdist.HessianFree"
-            )
+        self.check_sharding(sharding)
         if mesh is not None or micro_batch_size is not None:
             problem = problem._replace(loss=one_a_row(problem.loss, replicated))
         devices = collectives(mesh, replicated, micro_batch_size, sharding)
-        step = partial(self.step, problem, devices)
-        step = data_parallel(step, mesh, replicated)
+        step = self._over(problem, devices, mesh, sharding)
 
         def init(params):
             check_params(problem, params)
             state = self.init(params)
-            if mesh is None or not shared:
+            if mesh is None or sharding == "replicated":
                 return state
-            return self.on_vectors(partial(share_out, mesh=mesh), state)
+            return self.on_shared(share_out(sharding, mesh), state)
 
         def update(
             updates,
@@ -177,6 +169,45 @@ class Method(Settings, abc.ABC):
             return step(updates, state, params, batch, curvature_batch)
 
         return optax.GradientTransformationExtraArgs(init, update)
+
+    def check_sharding(self, sharding: Sharding) -> None:
+        """Raise UsageError for one that the method does not allow."""
+        if sharding not in self.shardings:
+            raise UsageError(
+                f"{type(self).__name__} cannot share out {sharding}: use sharding="
+                f"{' or '.join(map(repr, self.shardings))}, or hfdist.HessianFree"
+            )
+
+    def places(self, sharding: Sharding, devices: int, held: Any) -> Any:
+        """Where the leaves of (gradient, state, params) are, over so many devices."""
+        if sharding == "replicated":
+            return specs_of(held)
+        of, (gradient, state, params) = places(sharding, devices), held
+        if sharding == "params":
+            gradient, params = of.vector(gradient), of.vector(params)
+        return specs_of((gradient, self.on_shared(of, state), params))
+
+    def _over(self, problem, devices, mesh, sharding) -> Callable:
+        """The step over the devices of a mesh, or over none."""
+
+        def parallel(problem, devices):
+            step = partial(self.step, problem, devices)
+            at = partial(self.places, sharding, devices.size)
+            return data_parallel(step, mesh, devices.replicated, at)
+
+        if mesh is None or sharding != "params":
+            return parallel(problem, devices)
+
+        def step(gradient, state, params, *batches):
+            over = devices.sharing_params(params)
+
+            def predict(params, batch):
+                return problem.predict(over.own_whole(params), batch)
+
+            own = problem._replace(predict=where_used(predict))
+            return parallel(own, over)(gradient, state, params, *batches)
+
+        return step
 
 
 def make_step(

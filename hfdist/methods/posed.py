@@ -92,18 +92,17 @@ def posed(
         model = pulled_back(model, space)
     with jax.named_scope("solve"):
         solve = _solve(way, place, at, model)
-    samples = samples_of(problem, params, examples, devices.with_whole_vectors)
+    samples = samples_of(problem, params, examples, devices)
     return Posed(space, model, solve, samples)
 
 
 def place_of(way: Way, at: Examples, alone: bool) -> Place:
     """Where the solve costs least; alone: whether the gradient is of the same batch."""
     problem, params, batch, devices = at
-    params = devices.vary(params)
     place = _by_inputs(way, at, alone)
     if not way.by_outputs or devices.micro_batch_size is not None:
         return place
-    outputs = jax.eval_shape(problem.predict, params, batch)
+    outputs = jax.eval_shape(problem.predict, devices.vary(params), batch)
     # μ as one number beside λ.
     fits = has_root(problem.loss, outputs) and jax.tree_util.all_leaves([problem.l2])
     unknowns, n = devices.size * parameter_count(outputs), parameter_count(params)

@@ -9,7 +9,6 @@ and its gradient is that of the batch of its products.
 """
 
 import abc
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,14 +24,13 @@ from hfdist import step_rules
 from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen, looks_back
-from hfdist.coordinates import Coordinates
 from hfdist.errors import UsageError
 from hfdist.hindsight import Hindsight, no_hindsight, rate, seen_after
 from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
 from hfdist.methods.posed import Examples, Posed, Way, explained, place_of, posed
 from hfdist.outcome import Outcome, before_the_step
-from hfdist.parallel import ONE_DEVICE, Collectives
+from hfdist.parallel import ONE_DEVICE
 from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
 from hfdist.quadratics import Curvature, Quadratic
@@ -156,14 +154,16 @@ class SecondOrder(Method):
         )
         return State(memory, info)
 
-    def on_vectors(self, function, state):
+    def on_shared(self, functions, state):
         memory = state.inner
-
-        def applied(vector):
-            return None if vector is None else function(vector)
-
-        start, previous = applied(memory.start), applied(memory.previous)
-        memory = memory._replace(start=start, previous=previous)
+        start, learnt, previous = memory.start, memory.learnt, memory.previous
+        if start is not None:
+            start = functions.vector(start)
+        if preconditioning := self.preconditioning:
+            learnt = preconditioning.on_shared(functions, learnt)
+        if previous is not None:
+            previous = functions.vector(previous)
+        memory = memory._replace(start=start, learnt=learnt, previous=previous)
         return state._replace(inner=memory)
 
     def step(
@@ -232,8 +232,11 @@ class SecondOrder(Method):
                     memory.learnt, samples, memory.updates + 1, damping
                 )
             memory = memory._replace(learnt=learnt)
-            apply = partial(preconditioning.apply, learnt, damping)
-            system = system._replace(precondition=_of_whole(apply, space, at.devices))
+
+            def precondition(v):
+                return preconditioning.apply(learnt, damping, v, samples.held)
+
+            system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
             if self.pull:
                 p = tree.scale(self.pull / learning_rate, memory.previous)
@@ -252,7 +255,7 @@ class SecondOrder(Method):
         if self.adaptive and after is None:
             after = model.value_at(step.change)
         if after is not None:
-            info = judged(info, after, at.params)
+            info = judged(info, after, at.params, at.devices.inner)
         memory = self._remembered(memory, info, damping, last, step.change)
         return memory, tree.cast_like(info, like), step.change
 
@@ -324,11 +327,6 @@ class SecondOrder(Method):
         return memory._replace(
             damping=damping, refused=refused, start=start, previous=previous
         )
-
-
-def _of_whole(apply: Callable, space: Coordinates, devices: Collectives) -> Callable:
-    """A function of vectors from one of trees like the params."""
-    return lambda v: devices.vectors.part(apply(space.expand(v)))
 
 
 def _at(setting: Any, count: Array) -> Any:

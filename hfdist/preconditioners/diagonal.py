@@ -1,6 +1,7 @@
 """M = (diag G + λ)^exponent."""
 
 import jax
+import jax.numpy as jnp
 from optax import tree
 
 from hfdist.preconditioner import Preconditioner, Probes, averaging
@@ -16,16 +17,24 @@ def diagonal(settings: Probes) -> Preconditioner:
     def init(params):
         return tree.zeros_like(widen(params))
 
-    def update(squares, probe, kept):
+    def update(squares, probe, kept, held):
+        del held
         return jax.tree.map(lambda s, v: kept * s + (1 - kept) * v * v, squares, probe)
 
-    def refresh(squares, damping):
-        del damping
+    def refresh(squares, damping, held):
+        del damping, held
         return squares
 
-    def apply(squares, damping, vector):
-        return jax.tree.map(
-            lambda s, v: v / (s + damping) ** settings.exponent, squares, vector
-        )
+    def apply(squares, damping, vector, held):
+        del held
 
-    return averaging(settings, init, update, refresh, apply)
+        def divided(s, v):
+            # Where v is 0, as in what pads a shard, λ + s may be 0 too.
+            return jnp.where(v == 0, 0, v / (s + damping) ** settings.exponent)
+
+        return jax.tree.map(divided, squares, vector)
+
+    def on_shared(functions, squares):
+        return functions.vector(squares)
+
+    return averaging(settings, init, update, refresh, apply, on_shared)

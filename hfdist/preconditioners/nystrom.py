@@ -5,7 +5,8 @@ A sketch Y = G Ω of r random vectors gives the Nyström approximation of rank r
     Ĝ = Y (Ωᵀ Y)⁺ Yᵀ = U Λ Uᵀ
 
 (Frangella, Tropp & Udell 2021, "Randomized Nyström preconditioning"). Vectors are
-pytrees; those of U, Ω and Y are rows, with leaves (R, …), and R is r.
+pytrees; those of U, Ω and Y are rows, with leaves (R, …), and R is r. Devices that
+share vectors out have a part of each row.
 
 Departures from their algorithm 2.1, which factorises Ωᵀ Y shifted by a rounding:
 (1) Ωᵀ Y is inverted by its eigenvectors, and what is rounding there left out: G of a
@@ -13,6 +14,7 @@ Departures from their algorithm 2.1, which factorises Ωᵀ Y shifted by a round
 (2) Ω is not made orthonormal: Ĝ depends on its span alone.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +23,14 @@ import jax.numpy as jnp
 from jax import Array
 from optax import tree
 
-from hfdist.preconditioner import Preconditioner, Probes, Samples, where_due
+from hfdist.preconditioner import (
+    WHOLE,
+    Held,
+    Preconditioner,
+    Probes,
+    Samples,
+    where_due,
+)
 from hfdist.pytree import PyTree, parameter_count, widen
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -57,27 +66,36 @@ def nystrom(settings: Probes) -> Preconditioner:
         update = partial(_sketched, samples, step)
         return where_due(step, settings.every, update, sketch)
 
-    return Preconditioner(init, learn, _apply)
+    def on_shared(functions, sketch):
+        return sketch._replace(vectors=functions.rows(sketch.vectors))
+
+    return Preconditioner(init, learn, _apply, on_shared)
 
 
 def _sketched(samples: Samples, step: Array, sketch: Sketch) -> Sketch:
     """The sketch of this step."""
-    omega = _drawn(step, sketch.vectors)
+    held = samples.held
+    whole = jax.eval_shape(jax.vmap(held.expand), sketch.vectors)
+    omega = jax.vmap(held.part)(_drawn(step, whole))
     y = jax.vmap(samples.product)(omega)
-    core_RR = _inners(omega, y)
+    core_RR = _inners(held.inner, omega, y)
     s_R, e_RR = jnp.linalg.eigh((core_RR + core_RR.T) / 2)
     # Ĝ = B Bᵀ, of which Bᵀ B has the eigenvalues.
     b = _combined((e_RR * _inverse_roots(s_R)).T, y)
-    values_R, w_RR = jnp.linalg.eigh(_inners(b, b))
+    values_R, w_RR = jnp.linalg.eigh(_inners(held.inner, b, b))
     vectors = _combined((w_RR * _inverse_roots(values_R)).T, b)
     values_R = jnp.maximum(values_R, _rounding(values_R))
-    finite = jnp.isfinite(tree.norm(vectors)) & jnp.all(jnp.isfinite(values_R))
+    finite = jnp.isfinite(held.inner(vectors, vectors))
+    finite &= jnp.all(jnp.isfinite(values_R))
     return tree.where(finite, Sketch(vectors, values_R), sketch)
 
 
-def _apply(sketch: Sketch, damping: Array, vector: PyTree) -> PyTree:
+def _apply(
+    sketch: Sketch, damping: Array, vector: PyTree, held: Held = WHOLE
+) -> PyTree:
     values_R = sketch.values + damping
-    along_1R = _inners(jax.tree.map(lambda leaf: leaf[None], vector), sketch.vectors)
+    row = jax.tree.map(lambda leaf: leaf[None], vector)
+    along_1R = _inners(held.inner, row, sketch.vectors)
     change = _combined(along_1R * (values_R[0] / values_R - 1), sketch.vectors)
     return jax.tree.map(lambda v, rows: v + rows[0], vector, change)
 
@@ -91,14 +109,9 @@ def _drawn(step: Array, like: PyTree) -> PyTree:
     return tree.random_like(jax.random.fold_in(jax.random.key(0), step), like, drawn)
 
 
-def _inners(a: PyTree, b: PyTree) -> Array:
+def _inners(inner: Callable, a: PyTree, b: PyTree) -> Array:
     """⟨aᵢ, bⱼ⟩ (Ra, Rb) of the rows."""
-
-    def of_leaves(x, y):
-        x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
-        return jnp.matmul(x, y.T, precision=HIGHEST)
-
-    return jax.tree.reduce(jnp.add, jax.tree.map(of_leaves, a, b))
+    return jax.vmap(lambda x: jax.vmap(lambda y: inner(x, y))(b))(a)
 
 
 def _combined(k_SR: Array, rows: PyTree) -> PyTree:

@@ -40,9 +40,9 @@ from hfdist.methods.first_order import FirstOrder
 from hfdist.methods.method import Method
 from hfdist.models.mlp import MLP
 from hfdist.models.model import Model
-from hfdist.parallel import Sharding
 from hfdist.problem import Problem, penalised
 from hfdist.pytree import PyTree, parameter_count
+from hfdist.sharing import Sharding
 from hfdist.tasks.idx import IDX
 from hfdist.tasks.returned import problem_of
 from hfdist.tasks.task import Task
@@ -83,8 +83,8 @@ class Config(Settings):
     """Examples that a device takes at a time, in whose memory a step is then made; each
     product computes the forward pass again. None: all of its share, linearised once."""
     sharding: Sharding = "replicated"
-    """What each device has whole: everything; or the params, the vectors of the solve
-    and of the method's state being shared out over the devices."""
+    """What the devices share out beside the batch: nothing, vectors (those of the solve
+    and of the method's state), or the params too, gathered where they are used."""
     dtype: Dtype = "float32"
     """Number format of the params and of all arithmetic."""
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0

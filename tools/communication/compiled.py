@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from communication.hlo import Instruction, Where, parse, places, size
 from hfdist.methods.method import make_step
-from hfdist.parallel import AXIS, specs_of
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
 from hfdist.runs.plan import batches_of, optimizer_of
+from hfdist.runs.shards import begin
+from hfdist.sharing import AXIS
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
 
@@ -43,9 +44,9 @@ class Found(NamedTuple):
 
 def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
-    step, init, params = _update(config, mesh)
+    step, _, params = _update(config, mesh)
     batch = first_batch(examples, config.batch_size, config.seed)
-    return step, ((params, init(params)), batch)
+    return step, (begin(config, mesh, params), batch)
 
 
 def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: int):
@@ -60,8 +61,9 @@ def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: 
         shape, sharding = (*rows, *a.shape[len(rows) :]), NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
 
-    carry = params, jax.eval_shape(init, params)
-    carry = jax.tree.map(struct, carry, specs_of(carry))
+    state = jax.eval_shape(init, params)
+    held = config.method.places(config.sharding, mesh.size, (None, state, params))
+    carry = jax.tree.map(struct, (params, state), (held[2], held[1]))
     batch = jax.tree.map(lambda a: struct(a, P(AXIS), batch_size), row)
     return step, (carry, batch)
 

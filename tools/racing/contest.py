@@ -93,15 +93,15 @@ def quasi_newton(make: Callable[[], Method], batch_sizes: Iterable[int]) -> Cont
     return Contestant("L-BFGS", grid, first_order=True)
 
 
-def against_adam(path: str, seconds: float, batch_size: int | None = None) -> Contest:
+def against_adam(path: str, seconds: float, quantity: str = "loss") -> Contest:
     """HessianFree() against Adam at its usual rate, on a task of configs/."""
     config = load(CONFIGS / path)
-    size = batch_size or config.batch_size
-    config = replace(config, method=HessianFree(), batch_size=size)
+    config = replace(config, method=HessianFree())
+    adam = first_order("Adam", Adam, (1e-3,), (config.batch_size,))
     return Contest(
         config=config,
-        contestants=(untuned(config), first_order("Adam", Adam, (1e-3,), (size,))),
-        quantity="loss",
+        contestants=(untuned(config), adam),
+        quantity=quantity,
         times=(seconds,),
         seconds=seconds,
         grid_seconds=seconds,

@@ -104,7 +104,7 @@ def write_csv(races: Iterable[Run], trials: Iterable[Run], path: Path) -> None:
             "epochs": run.passes(mark.steps),
             "gradient_equivalents": _or_blank(mark.gradients),
             "gradient_passes": _or_blank(run.passes(mark.gradients)),
-            "loss": mark.loss,
+            "loss": _or_blank(mark.loss),
             **{f"test_{name}": value for name, value in mark.figures.items()},
         }
         for part, runs in (("race", races), ("grid", trials))

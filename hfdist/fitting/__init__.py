@@ -1,0 +1,1 @@
+"""Curve fitting: least squares in float64, over data that need not fit into memory."""
