@@ -55,6 +55,8 @@ def pulled_back(model: Quadratic, space: Coordinates) -> Quadratic:
         product=lambda s: space.back(model.product(space.into(s))),
         value_at=lambda s: model.value_at(space.into(s)),
         form=lambda vectors: model.form([space.into(s) for s in vectors]),
+        # The matrix is that of the params, which coordinates may be.
+        matrix=model.matrix if space.into is _same else None,
     )
 
 

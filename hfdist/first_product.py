@@ -34,6 +34,7 @@ class Shorter(NamedTuple):
     kernel: int  # its place among the leaves of the params
     product: Callable[[Any, Any], Any]  # X, W -> A
     behind: Callable[[PyTree, Any], Any]  # (params with A for W, batch) -> outputs
+    unknowns: int = 0  # of the solve: params, with A of all devices in W's place
 
 
 def shorten(
@@ -66,13 +67,14 @@ def shorten(
     if examples >= features:
         return f"a batch has {examples:,} examples of only {features:,} inputs"
     n = parameter_count(params)
-    reduced = held(n - kernel.size + examples * kernel.shape[1], examples)
+    unknowns = n - kernel.size + examples * kernel.shape[1]
+    reduced = held(unknowns, examples)
     if reduced > held(n, 0):
         return (
             f"the solve would take memory for {reduced:,} numbers in the span of the "
             f"inputs, and takes {held(n, 0):,}"
         )
-    return shorter
+    return shorter._replace(unknowns=unknowns)
 
 
 def first_product(

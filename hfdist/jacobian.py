@@ -44,30 +44,40 @@ def with_jacobian(predict: Predict) -> Predict:
     def whole(params: PyTree, batch: Batch) -> Array:
         return predict(params, batch)
 
-    def derivative(primals: tuple[Any, Any], tangents: tuple[Any, Any]):
-        params, batch = primals
+    def values_and_jacobian(params: PyTree, batch: Batch) -> tuple[Array, Array]:
         z = predict(params, batch)
-        _check(z, batch, tangents[1])
+        _check(z, batch)
         rows, z_alone = jax.vmap(jax.jacrev(of_one, has_aux=True), (None, 0))(
             params, batch
         )
         parts = [j.reshape(*z.shape, -1) for j in jax.tree.leaves(rows)]
-        v_N, _ = ravel_pytree(jax.tree.map(_written, tangents[0], params))
-        highest = jax.lax.Precision.HIGHEST
-        product = jnp.matmul(jnp.concatenate(parts, -1), v_N, precision=highest)
         unlike = jnp.max(jnp.abs(z_alone - z)) > UNLIKE * jnp.max(jnp.abs(z))
         # A factor, and not a choice: of that the transpose is 0, not NaN.
-        return z, (product * jnp.where(unlike, jnp.nan, 1)).astype(z.dtype)
+        return z, jnp.concatenate(parts, -1) * jnp.where(unlike, jnp.nan, 1)
+
+    def derivative(primals: tuple[Any, Any], tangents: tuple[Any, Any]):
+        params, batch = primals
+        _check_constant(tangents[1])
+        z, j = values_and_jacobian(params, batch)
+        v_N, _ = ravel_pytree(jax.tree.map(_written, tangents[0], params))
+        product = jnp.matmul(j, v_N, precision=jax.lax.Precision.HIGHEST)
+        return z, product.astype(z.dtype)
 
     whole.defjvp(derivative, symbolic_zeros=True)
+    whole.jacobian = lambda *at: values_and_jacobian(*at)[1]  # pyright: ignore[reportAttributeAccessIssue]
     return whole
+
+
+def written_jacobian(predict: Predict) -> Callable[[PyTree, Batch], Array] | None:
+    """(params, batch) -> J (B, …, N) of a predict that writes it down, or None."""
+    return getattr(predict, "jacobian", None)
 
 
 def _written(tangent: Any, primal: Any) -> Any:
     return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
 
 
-def _check(z: Any, batch: Batch, tangents: Any) -> None:
+def _check(z: Any, batch: Batch) -> None:
     if not isinstance(z, Array):
         raise UsageError(
             f"with_jacobian is for a predict with one array of outputs (B, …), and "
@@ -80,6 +90,9 @@ def _check(z: Any, batch: Batch, tangents: Any) -> None:
                 f"batch{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, not "
                 f"one of {z.shape[0]} rows: close over it in predict"
             )
+
+
+def _check_constant(tangents: Any) -> None:
     if not all(isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents)):
         raise UsageError(
             "with_jacobian has the derivative in the params alone: for one in the "

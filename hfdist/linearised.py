@@ -25,6 +25,7 @@ class Linearised(NamedTuple):
     weight: Array  # (), Σ wᵢ
     gradient: PyTree  # Σ wᵢ ∇lᵢ, like params, in their working dtype
     wide: PyTree  # w, in that dtype
+    outputs: Any  # z
     jvp: Callable[[PyTree], Any]  # v -> J v, like the outputs
     vjp: Callable[[Any], PyTree]  # u -> Jᵀ u, like the gradient
     output_hessian: Callable[[Any], Any]  # u -> H_z u, both like the outputs
@@ -52,6 +53,7 @@ def linearised(problem: Problem, params: PyTree, batch: Batch) -> Linearised:
         weight_sum,
         gradient_sum,
         wide,
+        outputs,
         jvp,
         vjp=lambda u: vjp(u)[0],
         output_hessian=lambda u: tangent(u)[1],

@@ -18,7 +18,7 @@ from hfdist.errors import UsageError
 from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree
-from hfdist.sums import Sums, form_of
+from hfdist.sums import Sums, form_of, matrix_of
 
 Build = Callable[[Problem, PyTree, Batch], Sums]
 
@@ -40,6 +40,7 @@ def curvature_sums(
         gradient,
         product=lambda v: total(lambda sums: sums.product(v)),
         form=lambda vectors: total(lambda sums: form_of(sums, vectors)),
+        matrix=lambda block: total(lambda sums: matrix_of(sums, block)),
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from optax import tree
 
 from hfdist import curvatures
@@ -28,7 +29,7 @@ from hfdist.micro_batches import curvature_sums, summed
 from hfdist.parallel import ONE_DEVICE, Collectives
 from hfdist.problem import Batch, Problem, decay, penalised, penalty
 from hfdist.pytree import PyTree, divide, inners, widen
-from hfdist.sums import form_of, gradient_sums, loss_and_rounding
+from hfdist.sums import form_of, gradient_sums, loss_and_rounding, matrix_of
 
 if TYPE_CHECKING:
     Curvature = str
@@ -52,6 +53,9 @@ class Quadratic(NamedTuple):
     value_at: Callable[[PyTree], Value]  # d -> f(w + d) itself, by a forward pass
     # (d₁ … dₖ) -> ⟨dᵢ, C dⱼ⟩, (k, k), of which nothing else is reduced
     form: Callable[[Sequence[PyTree]], Array]
+    # C itself (N, N), of d raveled, so many columns at a time; None: by its products
+    # alone
+    matrix: Callable[[int], Array] | None = None
 
 
 def quadratic(
@@ -89,12 +93,20 @@ def quadratic(
             return mean
         return mean + inners(vs, [decayed(v) for v in vs], vectors.inner)
 
+    def matrix(block):
+        mean_NN = divide(devices.reduce(matrix_of(sums, block)), weight_sum)
+        if not penalised(problem):
+            return mean_NN
+        mus = decay(problem, tree.ones_like(widen(params)))
+        return mean_NN + jnp.diag(ravel_pytree(mus)[0])
+
     return Quadratic(
         value,
         gradient,
         product if penalised(problem) else mean_product,
         partial(value_at, problem, params, batch, devices),
         form,
+        matrix,
     )
 
 

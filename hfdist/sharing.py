@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from hfdist.pytree import inner, widen
@@ -229,8 +229,25 @@ def specs_of(tree: Any) -> Any:
     return jax.tree.map(spec, tree, is_leaf=lambda node: isinstance(node, Shard | P))
 
 
-def share_out(sharding: Sharding, mesh: Mesh) -> Functions:
-    """Of what is whole on every device, what each has where they share it out."""
+def described(tree: Any, mesh: Mesh | None, places: Any = None) -> Any:
+    """Arrays without their values, each at its place; without places all are whole."""
+    if places is None:
+        places = jax.tree.map(lambda _: P(), tree)
+
+    def array(leaf, spec):
+        place: Any = SingleDeviceSharding(jax.local_devices()[0])
+        if mesh is not None:
+            place = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(array, tree, places)
+
+
+def share_out(sharding: Sharding, mesh: Mesh | None) -> Functions:
+    """Of what is whole on every device, what each has where they share it out.
+
+    Without a mesh nothing is placed: it is what its arrays are.
+    """
     parts = partial(_split_out, mesh=mesh)
     if sharding == "vectors":
         shard = partial(_flat_out, mesh=mesh)
@@ -238,7 +255,7 @@ def share_out(sharding: Sharding, mesh: Mesh) -> Functions:
     return Functions(parts, partial(parts, rows=1), parts)
 
 
-def bring_together(sharding: Sharding, mesh: Mesh, like: Any) -> Functions:
+def bring_together(sharding: Sharding, mesh: Mesh | None, like: Any) -> Functions:
     """Of what `share_out` made, what is whole on every device; vectors like `like`."""
     whole = partial(_whole_again, mesh=mesh)
     if sharding == "vectors":
@@ -248,29 +265,32 @@ def bring_together(sharding: Sharding, mesh: Mesh, like: Any) -> Functions:
 
 
 @partial(jax.jit, static_argnames=("mesh", "rows"))
-def _flat_out(tree: Any, mesh: Mesh, rows: int = 0) -> Shard:
+def _flat_out(tree: Any, mesh: Mesh | None, rows: int = 0) -> Shard:
     flat = jax.vmap(_flat)(tree) if rows else _flat(tree)
     return Shard(_placed(flat, mesh, P(*[None] * rows, AXIS)))
 
 
 @partial(jax.jit, static_argnames=("mesh", "rows"))
-def _flat_again(vector: Shard, like: Any, mesh: Mesh, rows: int = 0) -> Any:
+def _flat_again(vector: Shard, like: Any, mesh: Mesh | None, rows: int = 0) -> Any:
     unflat = partial(_unflat, like=like)
     whole = _placed(vector.part, mesh, P())
     return jax.vmap(unflat)(whole) if rows else unflat(whole)
 
 
 @partial(jax.jit, static_argnames=("mesh", "rows"))
-def _split_out(tree: Any, mesh: Mesh, rows: int = 0) -> Any:
-    return jax.tree.map(lambda a: _placed(a, mesh, split(a, mesh.size, rows)), tree)
+def _split_out(tree: Any, mesh: Mesh | None, rows: int = 0) -> Any:
+    devices = 1 if mesh is None else mesh.size
+    return jax.tree.map(lambda a: _placed(a, mesh, split(a, devices, rows)), tree)
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _whole_again(tree: Any, mesh: Mesh) -> Any:
+def _whole_again(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda a: _placed(a, mesh, P()), tree)
 
 
-def _placed(array: Any, mesh: Mesh, spec: P) -> Any:
+def _placed(array: Any, mesh: Mesh | None, spec: P) -> Any:
+    if mesh is None:
+        return array
     place = jax.reshard if explicit(array) else jax.lax.with_sharding_constraint
     return place(array, NamedSharding(mesh, spec))
 

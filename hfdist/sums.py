@@ -18,6 +18,7 @@ from optax import tree
 
 from hfdist.problem import Batch, Problem, weighted_sums
 from hfdist.pytree import PyTree, inners, widen
+from hfdist.solvers.dense import materialise
 
 
 class Sums(NamedTuple):
@@ -29,6 +30,9 @@ class Sums(NamedTuple):
     product: Callable[[PyTree], PyTree]  # v -> Σ wᵢ Cᵢ v, both like the gradient
     # (v₁ … vₖ) -> Σ wᵢ ⟨vᵢ, Cᵢ vⱼ⟩, (k, k); None: no cheaper than by the product.
     form: Callable[[Sequence[PyTree]], Array] | None = None
+    # Σ wᵢ Cᵢ (N, N), of vectors raveled, so many columns at a time; None: no cheaper
+    # than by the product.
+    matrix: Callable[[int], Array] | None = None
 
 
 def form_of(sums: Sums, vectors: Sequence[PyTree]) -> Array:
@@ -36,6 +40,13 @@ def form_of(sums: Sums, vectors: Sequence[PyTree]) -> Array:
     if sums.form:
         return sums.form(vectors)
     return inners(vectors, [sums.product(v) for v in vectors])
+
+
+def matrix_of(sums: Sums, block: int) -> Array:
+    """Σ wᵢ Cᵢ (N, N), the cheapest way there is, so many columns at a time."""
+    if sums.matrix:
+        return sums.matrix(block)
+    return materialise(sums.product, sums.gradient, block)
 
 
 def outputs_at(problem: Problem, params: PyTree, batch: Batch, wide: PyTree) -> Any:

@@ -48,6 +48,21 @@ def test_quadratic_model(case, kind):
         assert eigenvalues[0] >= -1e-10 * eigenvalues[-1]
 
 
+@each_kind
+def test_the_matrix_written_down(kind):
+    """With l2, so many columns at a time that the last are fewer."""
+    case = Case("softmax_cross_entropy", examples=8, weighted=True)
+    problem = case.problem._replace(l2=0.3)
+    model = quadratic(problem, case.params, case.batch, kind, ONE_DEVICE)
+    truth, tolerance = TRUTHS[kind]
+    plain_NN = truth(case)
+    expected_NN = plain_NN + 0.3 * np.eye(len(plain_NN))
+    assert (
+        relative_error(jax.jit(model.matrix, static_argnums=0)(7), expected_NN)
+        < tolerance
+    )
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_value_and_gradient_alone(weighted):
     case = Case("softmax_cross_entropy", weighted=weighted)

@@ -88,3 +88,11 @@ def test_what_it_cannot_do_is_refused(name):
     mistake, message = MISTAKES[name]
     with pytest.raises(UsageError, match=message):
         mistake()
+
+
+def test_the_matrix_is_made_of_the_jacobian_as_it_is():
+    problem = CASE.problem._replace(predict=with_jacobian(CASE.predict))
+    model = hfdist.quadratic(problem, CASE.params, CASE.batch)
+    assert relative_error(model.matrix(7), CASE.dense_gauss_newton()) < 1e-12
+    program = jax.make_jaxpr(model.matrix, static_argnums=0)(7)
+    assert not [e for e in program.jaxpr.eqns if e.primitive.name == "scan"]

@@ -56,6 +56,7 @@ def test_the_model_of_the_batch_is_the_dense_one():
     vectors_2N = np.stack([u_N, v_N])
     form = model.form([unravel(jnp.asarray(v)) for v in vectors_2N])
     assert relative_error(form, vectors_2N @ dense_NN @ vectors_2N.T) < 1e-12
+    assert relative_error(model.matrix(7), dense_NN) < 1e-12
 
 
 def test_the_rounding_of_a_loss_is_that_of_the_whole_batch():

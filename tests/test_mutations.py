@@ -47,6 +47,48 @@ MUTATIONS = {
         "layers = [[*range(len(jax.tree.leaves(params)))]]",
         "layerwise",
     ),
+    "forget H_z in the matrix": (
+        "curvatures/gauss_newton.py",
+        "flat(jax.vmap(at.output_hessian)(j_N))",
+        "flat(j_N)",
+        "curvature",
+    ),
+    "put the root of H_z on the wrong side": (
+        "outputs.py",
+        "rows_of(*transposed(at.jvp(v)))",
+        "rows_of(rooted(at.jvp(v)))",
+        "outputs",
+    ),
+    "make a device's columns of its own rows alone": (
+        "outputs.py",
+        "every.into(own.back(devices.vary(unit_M)))",
+        "jnp.tile(own.into(own.back(devices.vary(unit_M))), devices.size)",
+        "outputs",
+    ),
+    "solve for the outputs once": (
+        "outputs.py",
+        "REFINEMENTS = 2",
+        "REFINEMENTS = 0",
+        "outputs",
+    ),
+    "leave weight decay out of the outputs' damping": (
+        "methods/posed.py",
+        "damping + at.problem.l2",
+        "damping",
+        "outputs",
+    ),
+    "try one λ alone": (
+        "methods/second_order.py",
+        "again & (tried < self.most_tries)",
+        "again & (tried < 1)",
+        "tries",
+    ),
+    "pull towards the step before with no damping": (
+        "spring.py",
+        "tree.scale(damping, p)",
+        "p",
+        "spring",
+    ),
     "ignore the weights": (
         "problem.py",
         'weights_B = batch.get("weights")',
@@ -91,7 +133,7 @@ MUTATIONS = {
         "micro_batches",
     ),
     "forget that the weights are under the root": (
-        "probes.py",
+        "roots.py",
         "jnp.sqrt(w) * row",
         "w * row",
         "preconditioners",
@@ -247,8 +289,8 @@ MUTATIONS = {
         "l2",
     ),
     "judge a step by the batch of its products": (
-        "methods/second_order.py",
-        "model = model._replace(value=value, gradient=own, value_at=at)",
+        "methods/posed.py",
+        "model = model._replace(value=value, gradient=own, value_at=at_d)",
         "model = model._replace(value=value, gradient=own)",
         "curvature_batch",
     ),
@@ -317,6 +359,24 @@ MUTATIONS = {
         "matrix_NN = in_basis(basis_NN)",
         "return basis_NN @ basis_NN.T",
         "fit",
+    ),
+    "save what another process saves too": (
+        "runs/parts.py",
+        "if shard.replica_id:",
+        "if False:",
+        "parts",
+    ),
+    "take a piece as it is read": (
+        "runs/parts.py",
+        "if (seen := _checksum(raw)) != self.checksum:",
+        "if (seen := _checksum(raw)) is None:",
+        "parts",
+    ),
+    "take a range from where its piece begins": (
+        "runs/parts.py",
+        "_box(start - piece.start, end - piece.start)",
+        "_box(start - start, end - start)",
+        "parts",
     ),
 }
 

@@ -24,6 +24,7 @@ from together import (
 )
 
 SGD, HF = "configs/paper/sgd.py", "configs/paper/hf_gauss_newton.py"
+SHARED = f"{HF} --sharding vectors --method.warm-start 0.9".split()
 ENV = clean_environment()
 COMMAND = [sys.executable, "-m", "hfdist"]
 LOCAL = [sys.executable, "launch/local.py", "--processes", "2", "--"]
@@ -122,7 +123,13 @@ def test_two_processes_leave_a_full_disk(settings, tmp_path, seed):
     kilobytes = rng.randint(200, 3000)
     disk = tmp_path / "disk"
     with small_disk(disk, kilobytes):
-        run = ["train", rng.choice([SGD, HF]), *settings, "--epochs", "100000"]
+        run = [
+            "train",
+            *rng.choice([[SGD], [HF], SHARED]),
+            *settings,
+            "--epochs",
+            "100000",
+        ]
         run += ["--checkpoint-steps", rng.choice([30, 125, 335]), "--keep", 9]
         run += ["--model.hidden", rng.choice([10, 300, 3000])]
         process = start(*LOCAL, *run, "--run-dir", disk / "run")

@@ -52,6 +52,16 @@ PRODUCT = ("all-reduce", N * FLOAT, IN_LOOP)
 GRADIENT_AND_PRODUCT = ("all-reduce", (2 * N + 2) * FLOAT, not IN_LOOP)
 # All columns at once, with the gradient: they are fewer than a block.
 MATRIX = ("all-reduce", (N * N + N + 2) * FLOAT, not IN_LOOP)
+M = 24  # outputs: 3 of 8 examples
+# The examples and K once; J b, for each of three solves with one factor Jᵀ u and the
+# residual's product, and J of the residual; with the last the loss.
+BY_OUTPUTS = [
+    ("all-reduce", (N + 3) * FLOAT, not IN_LOOP),
+    *(("all-gather", n * FLOAT, not IN_LOOP) for n in (8 * 5, 8, M * M, M)),
+    *[PRODUCT] * 5,
+    ("all-reduce", (N + 3) * FLOAT, IN_LOOP),
+    *[("all-gather", M * FLOAT, IN_LOOP)] * 2,
+]
 COLLECTIVES = {
     "sgd": [GRADIENT],
     "hf_gauss_newton": [GRADIENT, PRODUCT],
@@ -63,7 +73,7 @@ COLLECTIVES = {
     "hf_untuned": [GRADIENT, PROBE, FORM, LOSS_AND_FORM],
     "hf_nystrom": [GRADIENT, SKETCH, PRODUCT],
     "newton": [MATRIX],
-    "newton_gauss_newton_lm": [MATRIX, LOSS],
+    "newton_gauss_newton_lm": BY_OUTPUTS,
     "adam": [GRADIENT],
 }
 

@@ -22,7 +22,8 @@ from hfdist import CG, HessianFree, Probes, Reason, losses
 from hfdist.preconditioner import Samples, due
 from hfdist.preconditioners.diagonal import diagonal
 from hfdist.preconditioners.kronecker import kronecker
-from hfdist.probes import ROOTS, probe
+from hfdist.probes import probe
+from hfdist.roots import ROOTS
 from quick import mostly_slow
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
@@ -62,8 +63,9 @@ def test_the_roots_are_those_of_the_output_hessian(loss):
         t_BC = np.eye(3)[np.asarray(batch["labels"])]
     root = ROOTS.get(LOSSES[loss])
     if root is None:
-        root = partial(hfdist.probes._dense, LOSSES[loss])
-    rows = [root(jnp.asarray(z_BC), batch, jnp.tile(e, (4, 1))) for e in np.eye(3)]
+        root = partial(hfdist.roots._dense, LOSSES[loss])
+    apply = root(jnp.asarray(z_BC), batch)
+    rows = [apply(jnp.tile(e, (4, 1))) for e in np.eye(3)]
     r_BCC = np.stack(rows, -1)
     for r_CC, z_C, t_C in zip(r_BCC, z_BC, t_BC, strict=True):
         _, h_CC = loss_and_output_hessian(loss, z_C, t_C)
@@ -75,7 +77,7 @@ def test_the_root_of_a_text_is_that_of_its_mean_over_tokens():
     batch = {"labels": jnp.array([[0, 1, 2], [3, 0, 0]])}
     root = ROOTS[losses.next_token_cross_entropy]
     units = jnp.eye(12).reshape(12, 1, 3, 4)
-    rows = [root(z_BTV, batch, jnp.tile(e, (2, 1, 1))) for e in units]
+    rows = [root(z_BTV, batch)(jnp.tile(e, (2, 1, 1))) for e in units]
     r_BCC = np.stack(rows, -1).reshape(2, 12, 12)
     for r_CC, z_TV in zip(r_BCC, np.asarray(z_BTV), strict=True):
         expected_CC = np.zeros((12, 12))

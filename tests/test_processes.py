@@ -217,10 +217,15 @@ def test_a_process_leaves_though_nobody_reads_what_it_says():
 
 ALL = """
 import hfdist, os
-from hfdist.cluster.processes import from_all
+from hfdist.cluster.processes import first_hears, from_all
 with hfdist.joined():
     me = int(os.environ["HFDIST_PROCESS_ID"])
-    print(from_all({"me": me}), from_all(me * me))
+    print(from_all({"me": me}), from_all(me * me), first_hears(60)(me))
+    late = first_hears(0.5)
+    try:
+        print(me if me == 2 else late(me))
+    except TimeoutError as error:
+        print(error)
     if me == 0:
         print(open("/proc/net/tcp").read(), open("/proc/net/tcp6").read())
     from_all(None)
@@ -239,8 +244,10 @@ def test_all_hear_of_all_and_only_the_address_asked_for_listens():
     ]
     codes, outputs = ends(trio, within=60)
     assert codes == [0, 0, 0], outputs
-    for output in outputs:
-        assert "[{'me': 0}, {'me': 1}, {'me': 2}] [0, 1, 4]" in output
+    for process, output in enumerate(outputs):
+        heard = "[]" if process else "[0, 1, 2]"
+        assert f"[{{'me': 0}}, {{'me': 1}}, {{'me': 2}}] [0, 1, 4] {heard}\n" in output
+    assert "process 2 has not answered in time" in outputs[0]
     assert listeners(outputs[0], port) == {"0300007F"}
 
 

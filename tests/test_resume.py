@@ -10,10 +10,13 @@ import sys
 import time
 from contextlib import closing
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+import hfdist
 import idx_files
 import together
 from hfdist import UsageError
@@ -145,10 +148,10 @@ def test_what_a_step_has_learnt_for_the_next_is_kept(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("method", [SGD, HF])
+@pytest.mark.parametrize("method", [SGD, HF, f"{HF} --sharding vectors"])
 def test_fifty_kills(settings, tmp_path, method, processes):
-    arguments = [method, *settings, "--checkpoint-steps", "7"]
-    arguments += LM.split() if method == HF else []
+    arguments = [*method.split(), *settings, "--checkpoint-steps", "7"]
+    arguments += LM.split() if HF in method else []
     kill_and_continue(tmp_path, arguments, processes, kills=50, seed=processes)
 
 
@@ -171,9 +174,15 @@ def test_a_worker_killed_three_times_is_started_again(settings, tmp_path):
     assert story(run_dir) == make_whole(tmp_path, arguments, 2)
 
 
+def in_parts(array):
+    return jax.device_put(
+        array, NamedSharding(hfdist.make_mesh(4), PartitionSpec("data"))
+    )
+
+
 LIKE = (
     {"kernel": jnp.arange(5000.0).reshape(50, 100), "bias": jnp.ones(7, jnp.float32)},
-    {"damping": jnp.float32(2), "start": jnp.arange(900) * 1.5},
+    {"damping": jnp.float32(2), "start": in_parts(jnp.arange(900) * 1.5)},
 )
 
 
@@ -218,7 +227,7 @@ def corruptions(tmp_path, capsys, count):
         shutil.copytree(tmp_path / "saved" / "checkpoints", folder)
         what = damage(folder / "7", random.Random(seed))
         checkpoints = Checkpoints(folder, "a run")
-        position, carry = restore_newest(checkpoints, LIKE, saved=True)
+        position, carry = restore_newest(checkpoints, lambda _: LIKE, saved=True)
         # Damage that reading does not touch may leave the newest sound.
         assert position.step in (3, 7), what
         assert position.metrics_bytes == 10 * position.step

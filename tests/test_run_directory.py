@@ -221,7 +221,7 @@ def saved(tmp_path):
 
 def restore(checkpoints):
     carry = STATE["params"], STATE["optimizer"]
-    return resume.restore_newest(checkpoints, carry, saved=True)[0].step
+    return resume.restore_newest(checkpoints, lambda _: carry, saved=True)[0].step
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,8 @@ from hfdist.runs.checkpoint import Checkpoints, Unsound
 resume.PATIENCE = (0.0,)
 state = {"w": jnp.arange(3000.0)}, {"count": jnp.int32(4)}
 try:
-    resume.restore_newest(Checkpoints(Path(sys.argv[1]), "a run"), state, True)
+    checkpoints = Checkpoints(Path(sys.argv[1]), "a run")
+    resume.restore_newest(checkpoints, lambda _: state, True)
 except ValueError as error:
     print(error)
 """
@@ -300,10 +301,10 @@ def test_no_link_and_no_pipe_is_read(saved, capsys, part, place):
 def test_another_structure_is_no_damage(saved):
     other = {"w": jnp.zeros(2)}, STATE["optimizer"]
     with pytest.raises(UsageError, match=r"params.w is float32\[3000\], not .*\[2\]"):
-        resume.restore_newest(saved, other, saved=True)
+        resume.restore_newest(saved, lambda _: other, saved=True)
     more = {**STATE["params"], "b": jnp.zeros(2)}, STATE["optimizer"]
     with pytest.raises(UsageError, match=r"params.b is not there, not float64\[2\]"):
-        resume.restore_newest(saved, more, saved=True)
+        resume.restore_newest(saved, lambda _: more, saved=True)
     assert saved.steps() == [5, 6]
 
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
 
@@ -106,6 +106,38 @@ def from_all(value: Any) -> list[Any]:
     processes = range(global_state.num_processes)
     values = [store.blocking_key_value_get(f"{key}/{p}", PATIENCE) for p in processes]
     return [json.loads(value) for value in values]
+
+
+def first_hears(seconds: float) -> Callable[[Any], list[Any]]:
+    """A function by which every process tells the first a value; it must be JSON.
+
+    It may be called in any thread, and returns the values in process 0, in the order
+    of their numbers, and none elsewhere, where nothing is waited for. It raises
+    TimeoutError where one comes so many seconds later than process 0's own.
+    """
+    store, key = _store(), f"hfdist/answer/{next(_questions)}"
+
+    def tell(value: Any) -> list[Any]:
+        if store is None:
+            return [value]
+        if not is_first():
+            store.key_value_set(f"{key}/{global_state.process_id}", json.dumps(value))
+            return []
+        deadline = time.monotonic() + seconds
+        others = range(1, global_state.num_processes)
+        return [value, *(_heard(store, key, p, deadline) for p in others)]
+
+    return tell
+
+
+def _heard(store: Any, key: str, process: int, deadline: float) -> Any:
+    left, text = max(0.0, deadline - time.monotonic()), None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        text = store.blocking_key_value_get(f"{key}/{process}", int(1000 * left))
+    if text is None:
+        raise TimeoutError(f"process {process} has not answered in time")
+    store.key_value_delete(f"{key}/{process}")
+    return json.loads(text)
 
 
 def any_says(yes: bool) -> bool:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from hfdist.checks import NonNegative
+from hfdist.checks import Count, Fraction, NonNegative, known
+from hfdist.errors import UsageError
 from hfdist.methods.second_order import SecondOrder
 from hfdist.quadratics import Curvature
 from hfdist.solvers.dense import Dense
@@ -16,8 +17,38 @@ class Newton(SecondOrder):
     """Damping λ, or λ₀ where it adapts; 0 is Newton's method as it stands."""
     curvature: Curvature = "hessian"
     """The matrix: exact Hessian, Gauss-Newton, or Hessian by finite differences."""
+    output_space: bool = True
+    """Solve for the outputs of the batch where these are the fewer: with the
+    Gauss-Newton matrix, and λ > 0, the same step."""
+    momentum: Fraction = 0.0
+    """β: the step is near β times the one before where the batch says nothing, as a
+    batch with fewer outputs than there are params does (SPRING)."""
+    tries: Count = 10
+    """Most λ tried in one update, each with a factorisation of the one matrix, until a
+    step is taken. Where λ follows ρ alone."""
     dense: Dense = field(default_factory=Dense)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not known(self.momentum):
+            raise UsageError(
+                "momentum is a schedule, or traced by JAX: use a number, as it says "
+                "whether there is a step to remember"
+            )
 
     @property
     def solver(self):
         return self.dense
+
+    @property
+    def pull(self):
+        return self.momentum
+
+    @property
+    def most_tries(self):
+        return self.tries
+
+    @property
+    def by_outputs(self):
+        undamped = known(self.damping) and self.damping == 0
+        return self.output_space and self.curvature == "gauss_newton" and not undamped

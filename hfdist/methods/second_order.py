@@ -24,20 +24,19 @@ from hfdist import step_rules
 from hfdist.backtracking import backtracked
 from hfdist.checks import NonNegative, Positive, known
 from hfdist.choices import choices, chosen, looks_back
-from hfdist.coordinates import full, gram, orthonormal, pulled_back
 from hfdist.errors import UsageError
-from hfdist.first_product import Shorter, first_product, shorten
 from hfdist.hindsight import Hindsight, no_hindsight, rate, seen_after
 from hfdist.methods.measured import judged, measured
 from hfdist.methods.method import Info, Method, State, initial_info
+from hfdist.methods.posed import Examples, Posed, Way, explained, place_of, posed
 from hfdist.outcome import Outcome, before_the_step
 from hfdist.parallel import ONE_DEVICE
 from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
-from hfdist.quadratics import Curvature, quadratic, value_and_gradient, value_at
-from hfdist.samples import samples_of
+from hfdist.quadratics import Curvature, Quadratic
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
+from hfdist.spring import solved_near
 from hfdist.step import Proposal, Rule
 
 if TYPE_CHECKING:
@@ -118,6 +117,21 @@ class SecondOrder(Method):
         return None
 
     @property
+    def by_outputs(self) -> bool:
+        """Whether the solve may be for the outputs."""
+        return False
+
+    @property
+    def pull(self) -> float:
+        """β of spring.py."""
+        return 0.0
+
+    @property
+    def most_tries(self) -> int:
+        """How many λ one update may try, where λ follows ρ."""
+        return 1
+
+    @property
     def adaptive(self) -> bool:
         """Whether λ follows the loss after the step."""
         return self.damping_rule != "constant"
@@ -155,15 +169,56 @@ class SecondOrder(Method):
     def step(
         self, problem, devices, gradient, state, params, batch, curvature_batch=None
     ):
-        memory = state.inner
-        learning_rate, damping = self._now(memory, state.info.loss.dtype)
-        with jax.named_scope("gradient"):
-            space, model = self._model(
-                problem, devices, gradient, params, batch, curvature_batch
-            )
+        examples, others = batch, None
+        if curvature_batch is not None:
+            examples, others = curvature_batch, batch
+        at = Examples(problem, params, examples, devices)
+        question = posed(self._way, at, gradient, others)
+        memory, space, model = state.inner, question.space, question.model
         if memory.hindsight is not None:
             seen = seen_after(memory.hindsight, memory.previous, model, space.inner)
             memory = memory._replace(hindsight=seen)
+        attempt = partial(self._attempt, at, question, state.info)
+        memory, info, change = self._attempts(attempt, memory, state.info, model)
+        updates = jnp.asarray(optax.safe_increment(memory.updates))
+        zeros = tree.zeros_like(params)
+        update = tree.cast_like(space.expand(change), params)
+        update = tree.where(info.accepted, update, zeros)
+        return update, State(memory._replace(updates=updates), info)
+
+    def explain(
+        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
+    ):
+        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
+        at = Examples(problem, params, batch, device)
+        place = place_of(self._way, at, alone=curvature_batch is None)
+        return explained(place, parameter_count(params))
+
+    def _attempts(self, attempt, memory: Memory, info: Info, model: Quadratic):
+        """What an attempt returns, of the first λ of a few whose step is not refused.
+
+        A constant λ is tried once, and so is one after a loss or gradient that is not
+        finite.
+        """
+        if not self.adaptive or self.most_tries == 1:
+            return attempt(memory)
+
+        def unfinished(carry):
+            (_, info, _), tried = carry
+            again = ~info.accepted & ~before_the_step(info.refusal)
+            return (tried == 0) | (again & (tried < self.most_tries))
+
+        def next_one(carry):
+            (memory, _, _), tried = carry
+            return attempt(memory), tried + 1
+
+        start = (memory, info, tree.zeros_like(model.gradient)), jnp.int32(0)
+        return jax.lax.while_loop(unfinished, next_one, start)[0]
+
+    def _attempt(self, at: Examples, question: Posed, like: Info, memory: Memory):
+        """The memory after a step with its λ, the step's info, and the step."""
+        space, model, solve, samples = question
+        learning_rate, damping = self._now(memory, like.loss.dtype)
 
         def damped_product(v):
             with jax.named_scope("product"):
@@ -172,8 +227,6 @@ class SecondOrder(Method):
         b = tree.scale(-1, model.gradient)
         system = System(damped_product, b, memory.start, space.inner)
         if preconditioning := self.preconditioning:
-            examples = batch if curvature_batch is None else curvature_batch
-            samples = samples_of(problem, params, examples, devices)
             with jax.named_scope("probe"):
                 learnt = preconditioning.learn(
                     memory.learnt, samples, memory.updates + 1, damping
@@ -185,7 +238,10 @@ class SecondOrder(Method):
 
             system = system._replace(precondition=precondition)
         with jax.named_scope("solve"):
-            solution = self.solver.solve(system)
+            if self.pull:
+                p = tree.scale(self.pull / learning_rate, memory.previous)
+                solve = partial(solved_near, p, solve)
+            solution = solve(system, damping)
         last = solution.x
         with jax.named_scope("backtracking"):
             solution = backtracked(system, solution, model, learning_rate)
@@ -199,24 +255,9 @@ class SecondOrder(Method):
         if self.adaptive and after is None:
             after = model.value_at(step.change)
         if after is not None:
-            info = judged(info, after, params, devices.inner)
+            info = judged(info, after, at.params, at.devices.inner)
         memory = self._remembered(memory, info, damping, last, step.change)
-        zeros = tree.zeros_like(params)
-        update = tree.cast_like(space.expand(step.change), params)
-        update = tree.where(info.accepted, update, zeros)
-        return update, State(memory, tree.cast_like(info, state.info))
-
-    def explain(
-        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
-    ):
-        n, alone = parameter_count(params), curvature_batch is None
-        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
-        shorter = self._shorter(problem, params, batch, device, alone)
-        if isinstance(shorter, str):
-            return f"solves for all {n:,} params, as {shorter}"
-        kernel = jax.tree.leaves(params)[shorter.kernel]
-        unknowns = n - kernel.size + len(batch["inputs"]) * kernel.shape[1]
-        return f"solves in the span of the inputs: {unknowns:,} unknowns, not {n:,}"
+        return memory, tree.cast_like(info, like), step.change
 
     @property
     def _rule(self) -> Rule:
@@ -234,7 +275,8 @@ class SecondOrder(Method):
     @property
     def _looks_back(self) -> bool:
         """Whether the step before is kept."""
-        return looks_back(self._rule) or self._in_hindsight
+        kept = looks_back(self._rule) or self._in_hindsight
+        return kept or bool(self.pull)
 
     def _now(self, memory: Memory, dtype: Any) -> tuple[Array, Array]:
         """α and λ of this update."""
@@ -244,55 +286,19 @@ class SecondOrder(Method):
         damping = jnp.asarray(_at(self.damping, memory.updates), dtype)
         return learning_rate, jnp.maximum(damping, memory.damping)
 
-    def _model(self, problem, devices, gradient, params, batch, curvature_batch):
-        """Coordinates to solve in, and f's model in them.
-
-        The products are over the examples of the curvature batch, all else is of the
-        batch.
-        """
-        alone = gradient is None and curvature_batch is None
-        examples = batch if curvature_batch is None else curvature_batch
-        space, model = self._curvature(problem, devices, params, examples, alone)
-        if curvature_batch is not None:
-            value, own = value_and_gradient(problem, params, batch, devices)
-            at = partial(value_at, problem, params, batch, devices)
-            model = model._replace(value=value, gradient=own, value_at=at)
-        if gradient is not None:
-            given = tree.cast(gradient, model.value.dtype)
-            model = model._replace(gradient=devices.vectors.part(given))
-        return space, pulled_back(model, space)
-
-    def _curvature(self, problem, devices, params, examples, alone):
-        """Coordinates to solve in, and the quadratic model in their own params."""
-        shorter = self._shorter(problem, params, examples, devices, alone)
-        if isinstance(shorter, str):
-            space = full(problem, params, devices)
-        else:
-            first = first_product(shorter, problem.loss, params, examples, devices)
-            coordinates = gram if self.solver.by_inner_products else orthonormal
-            space = coordinates(first, devices)
-        return space, quadratic(
-            space.problem, space.params, examples, self.curvature, devices
-        )
-
-    def _shorter(self, problem, params, batch, devices, alone=True) -> Shorter | str:
-        """The network behind its first product, or why the solve is not reduced."""
+    @property
+    def _way(self) -> Way:
+        """How and where a step is solved for."""
+        why = ""
         if not self.input_reduction:
-            return "input_reduction is off"
-        if devices.vectors.shared:
-            return "its vectors are shared out over the devices"
-        if devices.micro_batch_size is not None:
-            return "the batch is taken in micro-batches"
-        if self.start_decay:
-            return "the solver starts warm"
-        if self.preconditioning:
-            return "the solver is preconditioned"
-        if self._looks_back:
-            return "the step before is looked back at"
-        if not alone or "inputs" in devices.replicated:
-            return "the gradient is of other examples than the products"
-        params = devices.vary(params)
-        return shorten(problem, params, batch, devices.size, self.solver.held)
+            why = "input_reduction is off"
+        elif self.start_decay:
+            why = "the solver starts warm"
+        elif self.preconditioning:
+            why = "the solver is preconditioned"
+        elif self._looks_back:
+            why = "the step before is looked back at"
+        return Way(self.curvature, self.solver, why, self.by_outputs)
 
     def _remembered(self, memory: Memory, info: Info, damping, x, change) -> Memory:
         """What the next step needs."""
@@ -319,11 +325,7 @@ class SecondOrder(Method):
         # ρ may be wider.
         damping = self._damping_rule(damping, outcome).astype(damping.dtype)
         return memory._replace(
-            updates=jnp.asarray(optax.safe_increment(memory.updates)),
-            damping=damping,
-            refused=refused,
-            start=start,
-            previous=previous,
+            damping=damping, refused=refused, start=start, previous=previous
         )
 
 

@@ -6,8 +6,9 @@ Orbax writes it in the background, under another name until it is whole. It neit
 notices damage, nor tells it from a disk that is out of reach, nor from the checkpoint
 of something else: `Checkpoints.restore` does.
 
-In a run of many processes the first one saves, as all have the same state, and each
-reads by itself, in one shared folder: a process that fails leaves none waiting.
+In a run of many processes the first one saves what all have, and each its parts of what
+they share out (`parts.py`); each reads by itself, in one shared folder. So a process
+that fails leaves none waiting in Orbax.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ import orbax.checkpoint as ocp
 from hfdist.checks import shown
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree
+from hfdist.runs.parts import Piece, assemble, is_shared, pieces_in
 
 # Orbax warns of what is meant, and logs the errors that it raises. Of the reads and
 # writes that fail beside the one whose error it raises asyncio logs more, after our
@@ -47,7 +49,10 @@ def _say_unless_late(unraisable: Any, say: Callable = sys.unraisablehook) -> Non
 sys.unraisablehook = _say_unless_late
 
 # Raise it with every change to what a checkpoint holds.
-FORMAT = 4
+FORMAT = 5
+# What Orbax has in the place of an array that is in parts: it takes no empty ones.
+ELSEWHERE = np.zeros((), np.int8)
+IN_PARTS = "parts"  # in the place of its checksum
 # What reading a file meets that is there and not as it was: damage. Any other error of
 # the operating system is of the disk or the network, and may pass.
 DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
@@ -62,21 +67,19 @@ class Unreadable(Exception):
     """A checkpoint that cannot be read now: the fault is the disk's, and may pass."""
 
 
-def handlers() -> dict[str, Any]:
-    """How Orbax stores each part of a checkpoint."""
-    return {
-        "params": ocp.StandardCheckpointHandler(),
-        "optimizer": ocp.StandardCheckpointHandler(),
-        "record": ocp.JsonCheckpointHandler(),
-    }
-
-
-def alone() -> ocp.options.MultiprocessingOptions:
-    """Of all processes this one only: Orbax is to wait for no other."""
+def orbax() -> ocp.Checkpointer:
+    """What writes and reads checkpoints: this process alone, waiting for no other."""
     me = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
+    options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}"
     )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        params=ocp.StandardCheckpointHandler(),
+        optimizer=ocp.StandardCheckpointHandler(),
+        record=ocp.JsonCheckpointHandler(),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 class Checkpoints:
@@ -84,10 +87,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, run: str):
         self.folder, self._run = folder, run
-        self._reader = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(**handlers()),
-            multiprocessing_options=alone(),
-        )
+        self._reader = orbax()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, sound or not."""
@@ -98,6 +98,10 @@ class Checkpoints:
         files = self._path(step).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
+    def record(self, step: int) -> dict[str, Any]:
+        """What is saved beside the arrays of a step. Raises what restore does."""
+        return self._record(step)["record"]
+
     def restore(self, step: int, **like: Any) -> tuple[dict[str, Any], Any]:
         """(items, record) of a step, for the items in like: params=…, optimizer=….
 
@@ -106,32 +110,40 @@ class Checkpoints:
         is neither: a checkpoint of another format, run, step or structure.
         """
         sealed = self._record(step)
-        if "optimizer" in like and sealed["format"] != FORMAT:
-            raise self._of_another_format(step, sealed["format"])
+        if "optimizer" in like:
+            self._check_format(step, sealed)
         for name, tree in like.items():
             self._check_structure(step, sealed["checksums"], name, tree)
-        arguments = {
-            name: ocp.args.StandardRestore(jax.tree.map(_like, tree))
-            for name, tree in like.items()
-        }
-        restored = self._read(step, **arguments)
-        items = {name: restored[name] for name in like}
-        for name, seen in checksums(**items).items():
-            if seen != (was := sealed["checksums"].get(name)):
-                raise Unsound(f"{name} is {seen}, but was saved as {was}")
-        return items, sealed["record"]
+        pieces = self._pieces(step, sealed)
+        whole = mapped(
+            lambda name, leaf: ELSEWHERE if name in pieces else _like(leaf), like
+        )
+        items = self._whole(step, sealed, whole)
+
+        def placed(name, leaf, array):
+            if name in pieces:
+                return assemble(pieces[name], leaf)
+            return _share_out(array, leaf) if is_shared(leaf) else array
+
+        with _judged():
+            return mapped(placed, like, items), sealed["record"]
 
     def verify(self, step: int) -> int:
         """Compare every checksum of a step; the bytes of its arrays.
 
         Raises what restore does.
         """
+        sealed = self._record(step)
+        self._check_format(step, sealed)
         with _judged():
             saved: Any = self._reader.metadata(self._plain(step)).item_metadata
             trees = {name: saved[name].tree for name in ("params", "optimizer")}
             like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), trees)
-        items, _ = self.restore(step, **like)
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        pieces = self._pieces(step, sealed)
+        arrays = named(self._whole(step, sealed, like))
+        with _judged():
+            parts = [len(piece.read()) for found in pieces.values() for piece in found]
+        return sum(parts) + sum(a.nbytes for name, a in arrays if name not in pieces)
 
     def set_aside(self, step: int) -> Path:
         """Move an unsound checkpoint out of the way of new ones: where it is now."""
@@ -157,6 +169,25 @@ class Checkpoints:
             if kind not in (stat.S_IFREG, stat.S_IFDIR):
                 raise Unsound(f"{path.name} is neither a file nor a folder")
         return folder
+
+    def _pieces(self, step: int, sealed: dict[str, Any]) -> dict[str, list[Piece]]:
+        """By their paths, the arrays that are in parts; older formats have none."""
+        return pieces_in(self._path(step) / "parts", sealed.get("parts", []))
+
+    def _whole(self, step: int, sealed: Any, like: dict[str, Any]) -> dict[str, Any]:
+        """The items with those of their arrays that Orbax has, each checked."""
+        arguments = {k: ocp.args.StandardRestore(tree) for k, tree in like.items()}
+        restored = self._read(step, **arguments)
+        items = {name: restored[name] for name in like}
+        seen = checksums(**items)
+        for name, was in sealed["checksums"].items():
+            if name.partition(".")[0] not in like or was.endswith(IN_PARTS):
+                continue
+            if seen.get(name) != was:
+                raise Unsound(
+                    f"{name} is {seen.get(name, 'not there')}, but was saved as {was}"
+                )
+        return items
 
     def _read(self, step: int, **arguments: Any) -> Any:
         with _judged():
@@ -187,6 +218,10 @@ class Checkpoints:
             )
         return sealed
 
+    def _check_format(self, step: int, sealed: dict[str, Any]) -> None:
+        if sealed["format"] != FORMAT:
+            raise self._of_another_format(step, sealed["format"])
+
     def _of_another_format(self, step: int, found: Any) -> UsageError:
         return UsageError(
             f"checkpoint {step} in {self.folder} is of format {found}, and this hfdist "
@@ -196,7 +231,7 @@ class Checkpoints:
     def _check_structure(
         self, step: int, saved: dict[str, str], item: str, like: PyTree
     ) -> None:
-        here = {k: f"{v.dtype}{list(v.shape)}" for k, v in _named({item: like})}
+        here = {k: kind(v) for k, v in named({item: like})}
         there = {
             name: checksum.rpartition(" ")[0]
             for name, checksum in saved.items()
@@ -250,29 +285,48 @@ def on_host(leaf: Any) -> np.ndarray:
     return np.asarray(whole)
 
 
+def kind(array: Any) -> str:
+    """The type and shape of an array."""
+    return f"{array.dtype}{list(array.shape)}"
+
+
 def checksums(**items: Any) -> dict[str, str]:
     """Type, shape and CRC-32 of every array, by its path."""
     seals = {}
-    for name, leaf in _named(items):
+    for name, leaf in named(items):
         array = on_host(leaf)
-        seals[name] = (
-            f"{array.dtype}{list(array.shape)} {zlib.crc32(array.tobytes()):08x}"
-        )
+        seals[name] = f"{kind(array)} {zlib.crc32(array.tobytes()):08x}"
     return seals
 
 
 def _like(leaf: Any) -> Any:
-    """What Orbax restores a leaf to: on the host for NumPy's, else where it is."""
+    """What Orbax restores a leaf to: where it is, or on the host, to be checked there
+    before it is shared out."""
+    if is_shared(leaf):
+        return np.empty(leaf.shape, leaf.dtype)
     is_host = isinstance(leaf, np.ndarray)
     return leaf if is_host else ocp.utils.to_shape_dtype_struct(leaf)
 
 
-def _named(items: Any) -> list[tuple[str, Any]]:
+def _share_out(array: np.ndarray, like: Any) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
+
+
+def named(items: Any) -> list[tuple[str, Any]]:
+    """Every array with its path, which is the same where a class is not given."""
+    return [(_path(keys), leaf) for keys, leaf in jax.tree.leaves_with_path(items)]
+
+
+def mapped(function: Callable, *items: Any) -> Any:
+    """Items of function(path, array of each of the items)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, *leaves: function(_path(keys), *leaves), *items
+    )
+
+
+def _path(keys: Any) -> str:
     # A named tuple comes back as a dictionary where its class is not given.
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree.leaves_with_path(items)
-    ]
+    return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
 def record_checksum(record: dict[str, Any]) -> str:

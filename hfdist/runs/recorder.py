@@ -51,7 +51,10 @@ class Recorder:
         earlier = metrics.read(config.run_dir, end=start.metrics_bytes)
         self._count([line for line in earlier if line["split"] == "train"])
         # One process writes for all.
-        self._sinks = open_sinks(config, config.run_dir, *start) if is_first() else []
+        self._sinks = []
+        if is_first():
+            where = config.run_dir, start.step, start.metrics_bytes
+            self._sinks = open_sinks(config, *where)
         method = type(config.method).__name__
         self.display = Display(start.step, last, method, shown=is_first())
 

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from hfdist.cluster.processes import (
     wait_for_all,
 )
 from hfdist.errors import UsageError
+from hfdist.parallel import Sharding
 from hfdist.pytree import PyTree
 from hfdist.runs.checkpoint import Checkpoints, Unreadable, Unsound
 from hfdist.runs.run_directory import run_identity
@@ -26,23 +28,30 @@ class Position(NamedTuple):
 
     step: int = 0
     metrics_bytes: int = 0  # length of metrics.jsonl at that step
+    sharding: Sharding = "replicated"  # how its vectors are held
 
 
 def restore_newest(
-    checkpoints: Checkpoints, carry: Any, saved: bool
+    checkpoints: Checkpoints, like: Callable[[Sharding], Any], saved: bool
 ) -> tuple[Position, Any]:
     """(position, (params, optimizer)) of the newest sound checkpoint.
 
-    The carry given has their structure, and is the start of a run that has not saved
-    yet. Unsound checkpoints are moved away for a sound one. Raises UsageError, and
-    moves nothing, if none is sound, or none is left of a run that has saved.
+    They are like those that `like` gives for the sharding with which they were saved;
+    None stands for them in a run that has not saved yet. Unsound checkpoints are moved
+    away for a sound one. Raises UsageError, and moves nothing, if none is sound, or
+    none is left of a run that has saved.
     """
-    like = {"params": carry[0], "optimizer": carry[1]}
-    found, unsound = _newest_sound(checkpoints, checkpoints.steps(), **like)
+
+    def read(step: int) -> Any:
+        sharding = checkpoints.record(step).get("sharding", "replicated")
+        params, optimizer = like(sharding)
+        return checkpoints.restore(step, params=params, optimizer=optimizer)
+
+    found, unsound = _newest_sound(checkpoints, checkpoints.steps(), read)
     if found is None:
         if saved or unsound:
             raise UsageError(_nothing_left(checkpoints, unsound))
-        return Position(), carry
+        return Position(), None
     items, record = found
     position = Position(**record)
     if is_first():
@@ -65,7 +74,8 @@ def restore_params(
             f"{checkpoints.folder} has no checkpoint of step {step}; its steps are "
             f"{steps}"
         )
-    found, unsound = _newest_sound(checkpoints, wanted, params=params)
+    read = partial(checkpoints.restore, params=params)
+    found, unsound = _newest_sound(checkpoints, wanted, read)
     if found is None:
         raise UsageError(_nothing_left(checkpoints, unsound))
     items, record = found
@@ -122,7 +132,7 @@ def _nothing_left(checkpoints: Checkpoints, unsound: dict[int, str]) -> str:
 
 
 def _newest_sound(
-    checkpoints: Checkpoints, steps: Sequence[int], **like: Any
+    checkpoints: Checkpoints, steps: Sequence[int], read: Callable[[int], Any]
 ) -> tuple[Any, dict[int, str]]:
     """((items, record), or None, of the last sound step; why later ones are unsound).
 
@@ -130,7 +140,7 @@ def _newest_sound(
     """
     unsound = {}
     for step in reversed(from_first(steps)):
-        found, damage, verdict = _attempt(checkpoints, step, **like)
+        found, damage, verdict = _attempt(checkpoints, step, read)
         if verdict is None and damage:
             raise UsageError(
                 f"{this_process()} reads checkpoint {step} otherwise than process 0 "
@@ -143,7 +153,7 @@ def _newest_sound(
 
 
 def _attempt(
-    checkpoints: Checkpoints, step: int, **like: Any
+    checkpoints: Checkpoints, step: int, read: Callable[[int], Any]
 ) -> tuple[Any, str | None, str | None]:
     """((items, record) or None, what is unsound about it here, and in process 0).
 
@@ -154,14 +164,14 @@ def _attempt(
     for pause in (*PATIENCE, None):
         found = fault = damage = None
         try:
-            found = checkpoints.restore(step, **like)
+            found = read(step)
         except Unreadable as error:
             fault = f"{this_process()}: {error}"
         except Unsound as error:
             damage = str(error)
-        faults, verdicts = zip(*from_all([fault, damage]), strict=True)
+        faults, damages = zip(*from_all([fault, damage]), strict=True)
         if not any(faults):
-            return found, damage, verdicts[0]
+            return found, damage, _verdict(checkpoints, step, damages)
         fault = next(filter(None, faults))
         if pause is None:
             break
@@ -175,3 +185,20 @@ def _attempt(
         f"checkpoint {step} in {checkpoints.folder} cannot be read ({fault}): nothing "
         f"was moved or cut; run the same command again when the disk is back"
     )
+
+
+def _verdict(
+    checkpoints: Checkpoints, step: int, damages: Sequence[str | None]
+) -> str | None:
+    """What is unsound about it: process 0's word, the parts of others looked at too."""
+    word = damages[0]
+    if word or not any(damages):
+        return word
+    if is_first():
+        try:
+            checkpoints.verify(step)
+        except Unsound as error:
+            word = str(error)
+        except Unreadable:
+            pass  # then it is for the other process to say
+    return from_first(word)

@@ -1,47 +1,80 @@
-"""What a run's devices share out, and the same whole, as it is saved.
+"""What a run's devices hold, and the same as a checkpoint has it.
 
-Checkpoints have the params and all of the state whole, so that a run may be continued
-on any number of devices, however they share.
+A checkpoint has params and vectors as the run had them that saved it: shared out, or
+whole. So a run may be continued on any number of devices, however they share.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from hfdist.methods.method import State
+from hfdist.methods.method import Method, State
+from hfdist.parallel import replicate
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
-from hfdist.sharing import bring_together, share_out
+from hfdist.sharing import Functions, Sharding, bring_together, described, share_out
 
 Carry = tuple[PyTree, State]
 
 
-def sharing(
-    config: Config, mesh: Mesh | None
-) -> tuple[Callable[[Carry], Carry], Callable[[Carry], Carry]]:
-    """(share, whole): to what the devices hold, from what each has whole; and back.
+def holding(config: Config, mesh: Mesh | None) -> Sharding:
+    """What the run's devices share out: one device has all of it whole."""
+    return "replicated" if mesh is None else config.sharding
 
-    Every process of the run calls either at the same time.
+
+def begin(config: Config, mesh: Mesh | None, params: PyTree) -> Carry:
+    """The state before the first step, as the devices hold it."""
+    carry = replicate((params, config.method.init(params)), mesh)
+    return taken_over(config, mesh, carry, "replicated")
+
+
+def taken_over(
+    config: Config, mesh: Mesh | None, carry: Carry, saved: Sharding
+) -> Carry:
+    """What was saved with a sharding, as the devices hold it.
+
+    Between two shardings all is whole on every device for a while. Every process of the
+    run calls it at the same time.
     """
-    if mesh is None or config.sharding == "replicated":
-        return _same, _same
-    sharding = config.sharding
-
-    def changed(functions, carry):
-        params, state = carry
-        if sharding == "params":
-            params = functions.vector(params)
-        return params, config.method.on_shared(functions, state)
-
-    def share(carry):
-        return changed(share_out(sharding, mesh), carry)
-
-    def whole(carry):
-        return changed(bring_together(sharding, mesh, like=carry[0]), carry)
-
-    return share, whole
-
-
-def _same(carry: Any) -> Any:
+    method, held = config.method, holding(config, mesh)
+    if saved == held:
+        return carry
+    if saved != "replicated":
+        together = bring_together(saved, mesh, like=carry[0])
+        carry = _changed(method, together, saved, carry)
+    if held != "replicated":
+        carry = _changed(method, share_out(held, mesh), held, carry)
     return carry
+
+
+def as_saved(
+    config: Config, mesh: Mesh | None, params: PyTree, saved: Sharding
+) -> Carry:
+    """What was saved with a sharding, without its values, where the run takes it to.
+
+    That is where the run holds it, or, to be taken over, whole on every device.
+    """
+    method = config.method
+
+    def start(params):
+        carry = params, method.init(params)
+        if saved == "replicated":
+            return carry
+        return _changed(method, share_out(saved, None), saved, carry)
+
+    params, state = like = jax.eval_shape(start, params)
+    if mesh is None or saved != holding(config, mesh):
+        return described(like, mesh)
+    _, *places = method.places(saved, mesh.size, (None, state, params))
+    return described(like, mesh, tuple(reversed(places)))
+
+
+def _changed(
+    method: Method, functions: Functions, sharding: Sharding, carry: Any
+) -> Any:
+    """The functions applied to what devices share out by a sharding."""
+    params, state = carry
+    if sharding == "params":
+        params = functions.vector(params)
+    return params, method.on_shared(functions, state)

@@ -28,7 +28,7 @@ from hfdist.cluster.processes import (
 )
 from hfdist.errors import UsageError
 from hfdist.methods.method import Info, make_step
-from hfdist.parallel import local_rows, make_mesh, place_chunk, replicate
+from hfdist.parallel import local_rows, make_mesh, place_chunk
 from hfdist.problem import Batch
 from hfdist.pytree import PyTree
 from hfdist.runs.checkpoint import Checkpoints, steps
@@ -47,7 +47,7 @@ from hfdist.runs.recorder import Recorder, Result
 from hfdist.runs.resume import restore_newest, restore_params
 from hfdist.runs.run_directory import Run, agree, note_saved, open_run
 from hfdist.runs.saver import Saver
-from hfdist.runs.shards import Carry, sharing
+from hfdist.runs.shards import Carry, as_saved, begin, holding, taken_over
 from hfdist.tasks.examples import readable
 from hfdist.tasks.pipeline import GlobalBatches, chunks
 
@@ -90,23 +90,26 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     last = last_step(config, source.passes)
     problem, params = config.build_problem()
     optimizer = optimizer_of(config, problem, mesh)
-    share, whole = sharing(config, mesh)
     first = _first_params(config, params)
-    carry = replicate((first, config.method.init(first)), mesh)
+    like = partial(as_saved, config, mesh, first)
 
     chunk_step = make_chunk_step(optimizer, partial(batches_of, config))
     # What tracing refuses is refused before there is a run directory.
     for leg in source.passes.legs:
         chunk = place_chunk(source.chunk(leg.first, 1), mesh)
-        jax.eval_shape(chunk_step, jax.eval_shape(share, carry), chunk)
+        jax.eval_shape(chunk_step, like(holding(config, mesh)), chunk)
     measure = evaluator(problem, params, test_set, config, mesh)
 
     run = stack.enter_context(open_run(config, name))
     config = replace(config, run_dir=run.folder)
     checkpoints = Checkpoints(run.folder / "checkpoints", run.identity)
-    start, carry = restore_newest(checkpoints, carry, run.saved)
-    carry = share(carry)
-    saver = _saver(checkpoints.folder, run, config) if is_first() else None
+    start, saved = restore_newest(checkpoints, like, run.saved)
+    carry = (
+        taken_over(config, mesh, saved, start.sharding)
+        if saved
+        else begin(config, mesh, first)
+    )
+    saver = _saver(checkpoints.folder, run, config)
     spans = scans(source, config, start.step, last)
     recorder = Recorder(config, start, last, source.passes)
     stack.callback(recorder.close)
@@ -117,18 +120,17 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     feed = (place_chunk(chunk, mesh) for chunk in chunks(source, spans))
     traced = spans[min(1, len(spans) - 1)] if config.profile and spans else None
     done = _scans(programs, carry, spans, feed, recorder, traced)
-    carry = _run(done, carry, recorder, measure, saver, whole, config, asked)
+    carry = _run(done, carry, recorder, measure, saver, config, mesh, asked)
     result = recorder.result
     result.test = result.test or measure(carry[0])
-    if saver:
-        saver.close()
+    saver.close()
     wait_for_all()  # the last checkpoint is whole for every process
     return result
 
 
 def _saver(folder: Path, run: Run, config: Config) -> Saver:
-    """What the first process saves checkpoints with."""
-    note = partial(note_saved, run.folder)
+    """What a process saves checkpoints with."""
+    note = partial(note_saved, run.folder) if is_first() else None
     return Saver(folder, run.identity, config.keep, config.keep_every, note)
 
 
@@ -185,7 +187,7 @@ def _profiled(recorder: Recorder) -> Iterator[None]:
     )
 
 
-def _run(scans, carry, recorder, measure, saver, whole, config, asked) -> Carry:
+def _run(scans, carry, recorder, measure, saver, config, mesh, asked) -> Carry:
     """The state at the end.
 
     Between two scans all processes do the same: evaluate after epochs and at the end,
@@ -207,9 +209,8 @@ def _run(scans, carry, recorder, measure, saver, whole, config, asked) -> Carry:
         if result.diverged:
             break
         if stop or due or step == recorder.last:
-            saved_carry = whole(carry)
-            if saver:
-                saver.save(step, *saved_carry, recorder.position()._asdict())
+            position = recorder.position()._replace(sharding=holding(config, mesh))
+            saver.save(step, *carry, position._asdict())
             saved, saved_at = step, time.monotonic()
         if stop:
             result.stopped = step < recorder.last

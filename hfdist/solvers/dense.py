@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from hfdist.memory import check_device_memory
 from hfdist.pytree import PyTree, parameter_count
 from hfdist.solvers.solution import Reason, Solution
 from hfdist.solvers.solver import Solver
+from hfdist.solvers.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,34 +47,58 @@ class Dense(Solver):
         A has to be symmetric: the start, the inner product and the preconditioner are
         left aside. Raises UsageError, before anything is compiled, where A cannot fit.
         """
-        product, b = system.product, system.b
-        self.check_memory(b)
-        b_N, unravel = ravel_pytree(b)
-        a_NN = materialise(product, b, self.block)
-        factor_NN = jnp.linalg.cholesky(a_NN)
-        positive = jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
-        x_N = jax.lax.cond(
-            positive,
-            lambda: cho_solve((factor_NN, True), b_N),
-            lambda: solve(a_NN, b_N),
+        return solved(
+            self.written(partial(materialise, system.product, system.b), system.b),
+            system,
         )
-        residual_N = b_N - a_NN @ x_N
-        norm = jnp.maximum(jnp.linalg.norm(b_N), jnp.finfo(b_N.dtype).tiny)
-        relative_residual = jnp.linalg.norm(residual_N) / norm
-        reason = _reason(positive, jnp.isfinite(relative_residual))
-        x, residual = unravel(x_N), unravel(residual_N)
-        return Solution(x, residual, relative_residual, jnp.int32(0), reason)
+
+    def written(self, matrix, like):
+        self.check_memory(like)
+        return matrix(self.block)
 
     def held(self, unknowns, examples):
         del examples
         return 3 * unknowns**2
 
 
-def _reason(positive: Array, finite: Array) -> Array:
+def solved(a_NN: Array, system: System) -> Solution:
+    """x with A x = b of a system whose A is written down."""
+    b_N, unravel = ravel_pytree(system.b)
+    solve_N, positive = factorised(a_NN)
+    x_N = solve_N(b_N)
+    residual_N = b_N - a_NN @ x_N
+    norm = jnp.maximum(jnp.linalg.norm(b_N), jnp.finfo(b_N.dtype).tiny)
+    relative_residual = jnp.linalg.norm(residual_N) / norm
+    reason = reason_of(positive, jnp.isfinite(relative_residual))
+    x, residual = unravel(x_N), unravel(residual_N)
+    return Solution(x, residual, relative_residual, jnp.int32(0), reason)
+
+
+def factorised(a_NN: Array) -> tuple[Callable[[Array], Array], Array]:
+    """b -> A⁻¹ b by Cholesky or else by LU, and whether A is positive definite."""
+    factor_NN = jnp.linalg.cholesky(a_NN)
+    positive = jnp.all(jnp.isfinite(jnp.diagonal(factor_NN)))
+
+    def solve_N(b_N: Array) -> Array:
+        return jax.lax.cond(
+            positive,
+            lambda: cho_solve((factor_NN, True), b_N),
+            lambda: solve(a_NN, b_N),
+        )
+
+    return solve_N, positive
+
+
+def reason_of(positive: Array, finite: Array) -> Array:
     """The Reason of a solve: whether A has a Cholesky factor, and what came of it."""
     definite = jnp.where(finite, Reason.CONVERGED, Reason.NOT_FINITE)
     other = jnp.where(finite, Reason.NEGATIVE_CURVATURE, Reason.SINGULAR)
     return jnp.where(positive, definite, other).astype(jnp.int32)
+
+
+def shifted(matrix_NN: Array, shift: Array) -> Array:
+    """The matrix plus shift times the identity."""
+    return matrix_NN + shift * jnp.eye(len(matrix_NN), dtype=matrix_NN.dtype)
 
 
 def materialise(

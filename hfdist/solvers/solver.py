@@ -1,9 +1,13 @@
 """The contract of a linear solver."""
 
 import abc
+from collections.abc import Callable
 from typing import ClassVar
 
+from jax import Array
+
 from hfdist.checks import Settings
+from hfdist.pytree import PyTree
 from hfdist.solvers.solution import Solution
 from hfdist.solvers.system import System
 
@@ -18,6 +22,15 @@ class Solver(Settings, abc.ABC):
     @abc.abstractmethod
     def solve(self, system: System) -> Solution:
         """x with A x ≈ b."""
+
+    def written(self, matrix: Callable[[int], Array], like: PyTree) -> Array | None:
+        """A symmetric matrix, by a solver that writes it down; None: it does not.
+
+        matrix: so many columns at a time, of vectors like these. It serves every A that
+        differs from it by a multiple of I.
+        """
+        del matrix, like
+        return None
 
     @abc.abstractmethod
     def held(self, unknowns: int, examples: int) -> int:

@@ -1,4 +1,4 @@
-"""What input reduction buys: the exact step, Hessian-free training beside SGD."""
+"""What an exact step costs, and what input reduction buys, beside SGD too."""
 
 import statistics
 import tempfile
@@ -11,11 +11,16 @@ from optax import tree
 
 import hfdist
 from benchmarks.measurement import Measurement, seconds_each, trained
+from hfdist.curvatures.gauss_newton import columns
+from hfdist.linearised import linearised
 from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
+from hfdist.problem import Batch, Problem
+from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_params
-from toolkit.batches import mnist_batch
+from hfdist.tasks.physics import Poisson
+from toolkit.batches import first_batch, mnist_batch
 
 NEWTON = hfdist.Newton(damping=32.0, learning_rate=0.5)
 ROUNDS = 3
@@ -26,6 +31,7 @@ def exact() -> list[Measurement]:
     """Reduced against unreduced, HF-GN against SGD, the dense solve against CG."""
     return [
         *_dense_step(),
+        *_least_squares(),
         *_training("784-10-10", 10),
         *_training("784-128-10", 128),
         *_trajectories("float32", 1e-6, 1e-3),
@@ -52,6 +58,46 @@ def _dense_step() -> list[Measurement]:
         Measurement("exact step, reduced", reduced * 1e3, None, "ms"),
         Measurement("reduced / unreduced", reduced / full, 1 / 50, "ratio"),
     ]
+
+
+def _least_squares() -> list[Measurement]:
+    """Dense Gauss-Newton steps of a physics-informed net, beside the Jacobian alone.
+
+    By columns, in forward mode, and with it written down by `with_jacobian`.
+    """
+    method = hfdist.Newton(
+        curvature="gauss_newton", damping=1.0, damping_rule="nielsen"
+    )
+    with jax.enable_x64(True):
+        by_columns, params, batch = _points(jacobian=False)
+        written, _, _ = _points(jacobian=True)
+        alone = jax.jit(lambda w, b: columns(linearised(by_columns, w, b), 128))
+        carry = params, method.init(params)
+        steps = [jax.jit(make_step(method.build(p))) for p in (by_columns, written)]
+        runs = [(steps[0], carry), (alone, params), (steps[1], carry)]
+        for function, argument in runs:
+            seconds_each(function, argument, batch, repeats=1)
+        whole, jacobian, fast = (
+            statistics.median(seconds_each(function, argument, batch, repeats=10))
+            for function, argument in runs
+        )
+    name = "1,020 points, 257 params"
+    return [
+        Measurement(f"Jacobian by columns, {name}", jacobian * 1e3, None, "ms"),
+        Measurement("dense Gauss-Newton step", whole * 1e3, None, "ms"),
+        Measurement("step / its Jacobian", whole / jacobian, 3, "ratio"),
+        Measurement("step with_jacobian", fast * 1e3, 50, "ms"),
+    ]
+
+
+def _points(*, jacobian: bool) -> tuple[Problem, PyTree, Batch]:
+    """Poisson's equation: problem, params, and all its points."""
+    data, net = Poisson(jacobian=jacobian), MLP(hidden=(64,), activation="tanh")
+    problem, params = Config(
+        method=NEWTON, model=net, data=data, dtype="float64"
+    ).build_problem()
+    points = first_batch(data.examples("train"), 1020, seed=0)
+    return problem, params, data.prepare(points, "float64")
 
 
 def _training(name: str, width: int) -> list[Measurement]:

@@ -64,6 +64,6 @@ def _restore(config: Config, run_dir: Path) -> tuple[float, int, int]:
     checkpoints = saved_in(run_dir)
     (step,) = checkpoints.steps()
     began = time.perf_counter()
-    restore_newest(checkpoints, carry, saved=True)
+    restore_newest(checkpoints, lambda _: carry, saved=True)
     seconds = time.perf_counter() - began
     return seconds, checkpoints.size(step), checkpoints.verify(step)

@@ -12,9 +12,10 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from optax import tree
 
 import hfdist
 from benchmarks.measurement import AUTOENCODER, Measurement, seconds_each
-from communication.compiled import Collective
+from communication.compiled import Collective, collectives_of
 from communication.cost import Cost, Link, step_seconds
 from hfdist.cluster.processes import joined
 from hfdist.methods.method import make_step
@@ -41,6 +42,7 @@ from hfdist.tasks.idx import IDX
 from hfdist.tasks.pipeline import GlobalBatches
 
 EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
+SENT = "weak sends", "shared sends"  # what is no time among the results
 TOOLS = Path(__file__).parent.parent
 
 
@@ -51,15 +53,19 @@ def scaling() -> list[Measurement]:
     """
     counts = [p for p in (1, 2, 4, 8, 16) if p <= len(os.sched_getaffinity(0))]
     rounds = [[_run(processes) for processes in counts] for _ in range(ROUNDS)]
-    medians = [
-        {name: statistics.median(r[i][name] for r in rounds) for name in rounds[0][i]}
-        for i in range(len(counts))
-    ]
-    alone, *others = medians
+    alone, *others = (_medians(runs) for runs in zip(*rounds, strict=True))
     measured = _split("1 process", alone)
     for processes, seen in zip(counts[1:], others, strict=True):
         measured += _against(alone, seen, processes)
     return measured
+
+
+def _medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the seconds of several runs; what they send is the same in each."""
+    return {
+        name: value if name in SENT else statistics.median(run[name] for run in runs)
+        for name, value in runs[0].items()
+    }
 
 
 def _split(name: str, seen: dict[str, float]) -> list[Measurement]:
@@ -80,21 +86,31 @@ def _split(name: str, seen: dict[str, float]) -> list[Measurement]:
 
 def _against(alone, seen, processes: int) -> list[Measurement]:
     name = f"{processes} processes"
-    off = _predicted(alone, seen, processes) / seen["weak"]
-    weak, strong = seen["weak"] / alone["weak"], seen["strong"] / alone["weak"]
+    strong = seen["strong"] / alone["weak"]
     return [
         *_split(name, seen),
         Measurement(f"{name}: all-reduce of 1 MB", seen["megabyte"] * 1e3, None, "ms"),
-        Measurement(f"{name}: weak step / step of 1", weak, 1 / 0.85, "ratio"),
-        Measurement(f"{name}: weak efficiency", 1 / weak, None, "ratio"),
         Measurement(f"{name}: strong speed-up", 1 / strong, None, "ratio"),
+        *_weak(name, "weak", alone, seen, processes, 0.85),
+        *_weak(f"{name}, vectors shared out", "shared", alone, seen, processes, 0.9),
+    ]
+
+
+def _weak(name, step, alone, seen, processes: int, efficiency) -> list[Measurement]:
+    """A step on as many examples a process as one process has, and the model's."""
+    longer = seen[step] / alone["weak"]
+    off = _predicted(alone, seen, seen[f"{step} sends"], processes) / seen[step]
+    return [
+        Measurement(f"{name}: weak step / step of 1", longer, 1 / efficiency, "ratio"),
+        Measurement(f"{name}: weak efficiency", 1 / longer, None, "ratio"),
         Measurement(f"{name}: model / weak step", off, 1.2, "ratio"),
         Measurement(f"{name}: weak step / model", 1 / off, 1.2, "ratio"),
     ]
 
 
-def _predicted(alone, seen, processes: int) -> float:
-    """Seconds of a weak-scaling step, by the model, from one process and the link.
+def _predicted(alone, seen, sends: list[Any], processes: int) -> float:
+    """Seconds of a weak-scaling step, by the model, from one process and the link,
+    which the collectives of its compiled program take.
 
     Of the ring model t(n) = 2 (P-1)/P n / bandwidth + 2 (P-1) latency, two sizes give
     the bandwidth and the latency.
@@ -105,14 +121,11 @@ def _predicted(alone, seen, processes: int) -> float:
     latency = max(0.0, (seen["megabyte"] - slope * small) / hops)
     link = Link(bandwidth=hops / processes / slope, latency=latency)
     cost = Cost(alone["weak"], 0.0, 0.0, 0.0)
-    moved = [
-        Collective("all-reduce", int(large + 8), in_loop=False),
-        Collective("all-reduce", int(large), in_loop=True),
-    ]
+    moved = [Collective(*one) for one in sends]
     return step_seconds(cost, CG_STEPS, moved, processes, link)
 
 
-def _run(processes: int) -> dict[str, float]:
+def _run(processes: int) -> dict[str, Any]:
     """What process 0 of so many measures."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
@@ -138,25 +151,28 @@ def _run(processes: int) -> dict[str, float]:
     return json.loads(outputs[0].splitlines()[-1])
 
 
-def _measure() -> dict[str, float]:
+def _measure() -> dict[str, Any]:
     """Seconds of a step on this process's and the others' shares, and of its parts."""
     mesh = hfdist.make_mesh(1)
     predict, params = functional(MLP(hidden=AUTOENCODER).build(784, 784, 0))
     problem = hfdist.Problem(predict, hfdist.losses.squared_error)
     cg = hfdist.CG(max_steps=CG_STEPS, rtol=0)
     method = hfdist.HessianFree(damping=4.0, cg=cg, input_reduction=False)
-    optimizer = method.build(problem, mesh)
-    carry = params, _ = replicate((params, optimizer.init(params)), mesh)
     weak = _batch(EXAMPLES * jax.process_count(), mesh)
     strong = _batch(EXAMPLES, mesh)
 
-    step = jax.jit(make_step(optimizer))
     products = partial(_products, problem, mesh)
     reduces = partial(_all_reduces, mesh)
     vector = replicate(np.zeros(250_000, "f"), mesh)
+    step = partial(_step, method, problem, mesh, params)
+    steps = {
+        "weak": step("replicated", weak),
+        "shared": step("vectors", weak),
+        "strong": step("replicated", strong),
+    }
+    params = replicate(params, mesh)
     programs = {
-        "weak": partial(step, carry, weak),
-        "strong": partial(step, carry, strong),
+        **{name: run for name, (run, _) in steps.items()},
         "products": partial(products(CG_STEPS), None, None, params, weak),
         "no_products": partial(products(0), None, None, params, weak),
         "all_reduce": partial(reduces(), None, None, params, weak),
@@ -173,13 +189,21 @@ def _measure() -> dict[str, float]:
     ]
     medians = {name: statistics.median(t[name] for t in times) for name in programs}
     return {
-        "weak": medians["weak"],
-        "strong": medians["strong"],
+        **{name: medians[name] for name in steps},
+        **{f"{name} sends": steps[name][1] for name in ("weak", "shared")},
         "product": (medians["products"] - medians["no_products"]) / CG_STEPS,
         "all_reduce": medians["all_reduce"] / CG_STEPS,
         "megabyte": medians["megabyte"] / CG_STEPS,
         "parameters": parameter_count(params),
     }
+
+
+def _step(method, problem, mesh, params, sharding, batch) -> tuple[Callable, list[Any]]:
+    """An update, compiled, to run on a batch; and the collectives of its program."""
+    optimizer = method.build(problem, mesh, sharding=sharding)
+    carry = replicate((params, optimizer.init(params)), mesh)
+    program = jax.jit(make_step(optimizer)).lower(carry, batch).compile()
+    return partial(program, carry, batch), collectives_of(program.as_text())
 
 
 def _products(problem, mesh, count) -> Callable:

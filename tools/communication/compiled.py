@@ -14,7 +14,7 @@ from hfdist.methods.method import make_step
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
 from hfdist.runs.plan import batches_of, optimizer_of
-from hfdist.runs.shards import sharing
+from hfdist.runs.shards import begin
 from hfdist.sharing import AXIS
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
@@ -46,8 +46,7 @@ def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
     step, _, params = _update(config, mesh)
     batch = first_batch(examples, config.batch_size, config.seed)
-    share, _ = sharing(config, mesh)
-    return step, (share((params, config.method.init(params))), batch)
+    return step, (begin(config, mesh, params), batch)
 
 
 def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: int):

@@ -184,4 +184,4 @@ def story(run_dir: Path) -> Story:
     lines = [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
     newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     saved = json.loads((newest / "record" / "metadata").read_text())
-    return Story(lines, saved["step"], saved["checksums"])
+    return Story(lines, saved["step"], (saved["checksums"], saved["parts"]))
