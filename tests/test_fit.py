@@ -190,7 +190,7 @@ MISTAKES = [
     ({"bounds": (2, 9)}, r"param 0 starts from 1, with bounds 2 and 9"),
     ({"bounds": ([0, 1], 9)}, r"bounds\[0\] is \[0, 1\]: use one number, one for each"),
     ({"l2": -1.0}, r"l2 is -1.0"),
-    ({"model": lambda x, a, b, c: a}, r"the model gives .* for 60 rows"),
+    ({"model": lambda x, a, b, c: a * x[:9]}, r"gives shape \(9,\) for 60 rows"),
     ({"tolerance": 0}, r"tolerance is 0"),
     ({"micro_batch_size": 0}, r"micro_batch_size is 0"),
 ]

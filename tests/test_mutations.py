@@ -362,8 +362,8 @@ MUTATIONS = {
     ),
     "leave a fit's sigma out of the residuals": (
         "fitting/normal.py",
-        'per_sigma * (z - wide["y"])',
-        'z - wide["y"]',
+        "per_sigma * (z - y)",
+        "z - y",
         "fit",
     ),
     "hold no param of a fit at its bound": (

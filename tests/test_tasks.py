@@ -35,6 +35,11 @@ TASKS = {
     "text/shakespeare": f"{CG} --batch-size 4 --model.layers 2",
     "table/diabetes": "",
     "physics/poisson": "",
+    "physics/heat": "",
+    "physics/burgers": "--data.interior 200 --data.boundary 60 --batch-size 260",
+    "physics/poisson5": (
+        "--data.interior 80 --data.boundary 20 --batch-size 100 --model.hidden 16 16"
+    ),
 }
 WHOLE = {"table/diabetes": 356}  # of 354 rows, so that four devices share them
 SHORT = (

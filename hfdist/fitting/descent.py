@@ -123,7 +123,9 @@ def descend(
         predicted = -s_N @ (2 * normal.slope_N + normal.matrix_NN @ s_N)
         actual = np.float64(normal.squares - there.squares)
         resolution = np.float64(ROUNDINGS * (normal.rounding + there.rounding))
-        rho, refused, damping = _judged(damping, actual, predicted, resolution, refused)
+        rho, refused, damping = jax.device_get(
+            _judged(damping, actual, predicted, resolution, refused)
+        )
         quiet = 0 if rho > 0 else quiet + bool(np.isnan(rho))
         if not refused:
             p_N, normal, model = tried_N, there, None

@@ -74,8 +74,8 @@ def fit(
         fitted("l2", mu, NonNegative)
     blocks = blocks_of(x, y, sigma, form.size, size, mesh)
     freedom = blocks.y.size - form.size
+    check_model(model, form, blocks)
     with jax.enable_x64(True):
-        check_model(model, form, blocks)
         # What the devices hold at once is brought to them once.
         batches = [*blocks] if len(blocks.y) <= blocks.at_once else blocks
         of_data = partial(normal_equations, model, form, mesh, batches)

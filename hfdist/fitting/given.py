@@ -5,7 +5,6 @@ B: values of y in rows, N: params.
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 
 from hfdist.checks import shown
 from hfdist.errors import UsageError
-from hfdist.fitting.normal import Blocks, Form, applied
+from hfdist.fitting.normal import Blocks, Form
 from hfdist.pytree import PyTree
 
 READ = 2**20  # rows looked through at a time for what is not finite
@@ -97,7 +96,7 @@ def blocks_of(
 
 
 def check_model(model: Callable, form: Form, blocks: Blocks) -> None:
-    """Raise UsageError for a model that does not take the params or give such a y."""
+    """Raise UsageError for a model that does not take x and the params."""
     params = form.tree_of(np.zeros(form.size))
     spread = params if isinstance(params, list | tuple) else (params,)
     try:
@@ -109,14 +108,6 @@ def check_model(model: Callable, form: Form, blocks: Blocks) -> None:
             f"it is model(x, a, b) for p0 = (1.0, 2.0), and model(x, params) for a p0 "
             f"that is no list or tuple; it must be hashable, as functions are"
         ) from None
-    x = jax.tree.map(lambda leaf: leaf[: blocks.size], blocks.x)
-    z = jax.eval_shape(partial(applied, model), x, params)
-    wanted = blocks.y[: blocks.size].shape
-    if getattr(z, "shape", None) != wanted:
-        raise UsageError(
-            f"the model gives {z} for {wanted[0]} rows of x, where y has {wanted}: "
-            f"return one value for each of y"
-        )
 
 
 def not_finite(blocks: Blocks) -> str:

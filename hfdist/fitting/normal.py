@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from hfdist.errors import UsageError
 from hfdist.parallel import (
     collectives,
     data_parallel,
@@ -112,7 +113,9 @@ def normal_equations(
     basis_NN: np.ndarray,
 ) -> Normal:
     """S, Mᵀ g and Mᵀ A M of all the data at p, for a basis M, in one pass over it."""
-    point, n = replicate((p_N, basis_NN), mesh), len(p_N)
+    point, n = (p_N, basis_NN), len(p_N)
+    if mesh is not None:
+        point = replicate(point, mesh)
     total_K = np.zeros(2 + n + n * n)
     for batch in batches:
         for sums_K in np.asarray(_sums(model, form, mesh, point, batch)):
@@ -144,12 +147,17 @@ def _of_block(model: Callable, form: Form, point: Any, batch: Any) -> Array:
     """S, ‖∂S/∂z ∘ z‖², Mᵀ g and Mᵀ A M of a block, J M by columns in forward mode."""
     p_N, basis_NN = point
     wide = jax.tree.map(_wide, batch)
-    sigma = wide["sigma"]
+    y, sigma = wide["y"], wide["sigma"]
     per_sigma = jnp.where(sigma > 0, 1 / sigma, jnp.nan)
 
     def residuals(p_N):
         z = applied(model, wide["x"], form.tree_of(p_N))
-        return jnp.ravel(per_sigma * (z - wide["y"])), jnp.ravel(per_sigma * z)
+        if jnp.shape(z) not in ((), y.shape):
+            raise UsageError(
+                f"the model gives shape {jnp.shape(z)} for {len(y)} rows of x, where y "
+                f"has {y.shape}: return a value for each of y, or one for all"
+            )
+        return jnp.ravel(per_sigma * (z - y)), jnp.ravel(per_sigma * z)
 
     r_M, along, z_M = jax.linearize(residuals, p_N, has_aux=True)
     j_NM = jax.vmap(along, 1)(basis_NN)

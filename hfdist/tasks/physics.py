@@ -38,8 +38,9 @@ class Along(NamedTuple):
 def along(u: Function, x_BD: Array, d: int) -> Along:
     """u and its derivatives in x_d at points, forward over forward.
 
-    On a CPU a fifth faster, products with its Jacobian included, than Taylor mode
-    (jax.experimental.jet), and a third than forward over reverse.
+    On a CPU ten products with the Jacobian take 0.7 times as long as in Taylor mode
+    (jax.experimental.jet) for Poisson's equation in two dimensions, 1.1 in five; a
+    Jacobian that is written down the same.
     """
     axis_BD = jnp.zeros_like(x_BD).at[:, d].set(1)
 
