@@ -237,10 +237,10 @@ def test_the_command():
 
 
 def test_what_a_branch_sends_is_in_no_sum():
-    method = METHODS["hf_kronecker"]
-    assert comms.repeats(Collective("all-reduce", 8, False, True), method, 5) == 0
-    assert comms.repeats(Collective("all-reduce", 8, False), method, 5) == 1
-    assert comms.repeats(Collective("all-reduce", 8, True, True), method, 5) == 5
+    assert cost.repeats(Collective("all-reduce", 8, False, True), 5) == 0
+    assert cost.repeats(Collective("all-reduce", 8, False), 5) == 1
+    assert cost.repeats(Collective("all-reduce", 8, True, True), 5) == 5
+    assert cost.repeats(Collective("all-gather", 8, True, times=3), 5) == 15
 
 
 def test_a_reduced_step_is_listed_and_not_predicted(monkeypatch, capsys):

@@ -47,22 +47,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from communication import gpu_report
 from communication.cards import CARDS, NVLINK_LATENCY
-from communication.compiled import Collective, collectives_of, one_update
+from communication.compiled import collectives_of, one_update
 from communication.cost import (
     Link,
     cg_of,
     measured_cost,
     predictions,
+    repeats,
     rounds,
     step_seconds,
 )
 from communication.gpu_compiler import compile_step
 from communication.gpu_cost import Layout
-from hfdist import Method, Newton
+from hfdist import Newton
 from hfdist.errors import UsageError
 from hfdist.parallel import make_mesh
 from hfdist.pytree import parameter_count
@@ -109,18 +109,6 @@ STEP = (
 )
 
 
-def repeats(collective: Collective, method: Method, cg_steps: int) -> int:
-    """How often every step runs a collective."""
-    if not collective.in_loop:
-        return 0 if collective.branch else 1
-    if not isinstance(method, Newton):
-        return cg_steps
-    # The loop over whole blocks of columns, each with all rows; a rest is outside.
-    block = method.dense.block
-    rows = collective.bytes // (block * np.dtype("float32").itemsize)
-    return rows // block
-
-
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
     """All there is to say, ready for JSON."""
     config = load(arguments.config, arguments.overrides)
@@ -140,8 +128,13 @@ def _report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     found = collectives_of(text or "")
     rows = []
     for c, count in Counter(sorted(found, key=lambda c: c.in_loop)).items():
-        times = count * repeats(c, config.method, cg_steps)
-        row = {**c._asdict(), "count": count, "bytes_per_step": times * c.bytes}
+        times = count * repeats(c, cg_steps)
+        row = {
+            **c._asdict(),
+            "count": count * c.times,
+            "bytes_per_step": times * c.bytes,
+        }
+        del row["times"]
         rows.append(row | {"rounds_per_step": times * rounds(c.kind, devices)})
     said = {
         "parameters": parameter_count(start[0][0]),
@@ -160,8 +153,7 @@ def _report(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.product_ms:
         cost = cost._replace(per_cg_step=1e-3 * arguments.product_ms)
     link = Link(1e9 * (arguments.bandwidth or 25), 1e-6 * arguments.latency)
-    every = [c for c in found if c.in_loop or not c.branch]
-    seconds = partial(step_seconds, cost, cg_steps, every, link=link)
+    seconds = partial(step_seconds, cost, cg_steps, found, link=link)
     return said | {
         "bandwidth_gb_per_s": link.bandwidth / 1e9,
         "latency_us": arguments.latency,

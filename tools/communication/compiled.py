@@ -29,8 +29,9 @@ class Collective(NamedTuple):
 
     kind: str  # all-reduce, all-gather, reduce-scatter, …
     bytes: int  # of the operands on one device; for an all-gather, of the results
-    in_loop: bool  # inside the body or condition of a while loop
+    in_loop: bool  # inside a loop of a length that is not known, as CG's
     branch: bool = False  # inside a branch, which a step may not take
+    times: int = 1  # that the other loops around it run it
 
 
 class Found(NamedTuple):
@@ -123,6 +124,8 @@ def find_collectives(hlo_text: str) -> list[Found]:
                 # The type of a start holds its operands, and then its results.
                 nbytes = size(instruction.type) - (nbytes if start else 0)
             for where in runs.get(name, ()):
-                one = Collective(kind, nbytes, where.in_loop, where.at_some_steps)
+                one = Collective(
+                    kind, nbytes, where.unknown, where.at_some_steps, where.trips
+                )
                 found.append(Found(one, where, body, place))
     return found

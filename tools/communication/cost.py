@@ -45,6 +45,13 @@ def ring_seconds(kind: str, nbytes: float, devices: int, link: Link) -> float:
     return rounds(kind, devices) * (nbytes / devices / link.bandwidth + link.latency)
 
 
+def repeats(collective: Collective, cg_steps: int) -> int:
+    """How often every step runs a collective."""
+    if collective.branch and not collective.in_loop:
+        return 0
+    return collective.times * (cg_steps if collective.in_loop else 1)
+
+
 def step_seconds(
     cost: Cost,
     cg_steps: int,
@@ -57,7 +64,7 @@ def step_seconds(
     shared = cost.outside + cg_steps * cost.per_cg_step
     replicated = cost.replicated_outside + cg_steps * cost.replicated_per_cg_step
     communication = sum(
-        (cg_steps if c.in_loop else 1) * ring_seconds(c.kind, c.bytes, devices, link)
+        repeats(c, cg_steps) * ring_seconds(c.kind, c.bytes, devices, link)
         for c in collectives
     )
     return replicated + share * shared + communication
