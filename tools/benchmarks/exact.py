@@ -19,7 +19,7 @@ from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_params
-from hfdist.tasks.physics import Poisson
+from hfdist.tasks.poisson import Poisson
 from toolkit.batches import first_batch, mnist_batch
 
 NEWTON = hfdist.Newton(damping=32.0, learning_rate=0.5)
