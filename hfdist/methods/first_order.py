@@ -88,6 +88,8 @@ class FirstOrder(Method):
         gradient = own_gradient if gradient is None else gradient
 
         def norm(tree):
+            if not devices.vectors.shared:
+                return optax.tree.norm(tree)
             wide = widen(tree)
             return jnp.sqrt(devices.inner(wide, wide))
 
