@@ -345,6 +345,7 @@ def test_help_lists_every_setting_with_its_meaning():
     assert hfdist("--help").returncode == 0
 
 
+@pytest.mark.slow
 def test_evaluations_may_be_epochs_apart(tmp_path):
     """A whole batch: a step is an epoch, and scans go on from one to the next."""
     run = ["configs/table/diabetes.py", "--epochs", "25", "--evaluation-epochs", "10"]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import idx_files
-from quick import mostly_slow
 from together import (
     ROOT,
     clean_environment,
@@ -47,7 +46,8 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("lost", mostly_slow(LOST, ["full"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", LOST)
 def test_training_does_not_need_an_audience(settings, tmp_path, lost):
     run_dir = tmp_path / "run"
     train = [*COMMAND, "train", SGD, *settings, "--epochs", "3", "--run-dir", run_dir]
@@ -99,7 +99,8 @@ def test_metrics_deleted_during_a_run(settings, tmp_path):
     assert "metrics.jsonl cannot be written" in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("processes", mostly_slow([1, 2], [1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_checkpoint_that_cannot_be_made_ends_the_run_at_once(
     settings, tmp_path, processes
 ):
