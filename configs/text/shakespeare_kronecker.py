@@ -2,7 +2,11 @@
 
     OPENBLAS_NUM_THREADS=1 hfdist train configs/text/shakespeare_kronecker.py
 
-FIGURES
+One core of an AMD EPYC, seed 0, in a race of `tools/bench.py`: validation loss 1.869,
+2.696 bits a character, accuracy 0.449, after 1,984 steps, 183 s of training; 2.571 bits
+after 3,328 steps, 301 s. shakespeare.py takes 203 s of two cores to 2.994, and AdamW
+58 s of this one to 2.71. λ₀ is the one setting that matters: 1, as HessianFree() has
+it, takes 300 s to 2.71. The variable keeps LAPACK's threads out of the way of XLA's.
 """
 
 from hfdist import CG, HessianFree, Probes
