@@ -2,9 +2,9 @@
 
     hfdist train configs/physics/poisson5.py
 
-Two cores of an AMD EPYC at a load of 10, seed 0: relative error 1.3e-2, 2.6e-3 and
-1.1e-3 after 14, 31 and 44 steps, 5, 12 and 19 minutes of training, while it fell by 6 %
-a step; not taken to the end. A step solves in the span of the 3,500 outputs.
+One core of an AMD EPYC, seed 0: relative error 2.0e-3, 1.1e-3, 6.5e-4 and 3.6e-4 after
+35, 45, 60 and 90 steps, 222, 283, 374 and 557 s of training; not taken to the end. A
+step solves in the span of the 3,500 outputs. Set OPENBLAS_NUM_THREADS=1.
 """
 
 from hfdist import Newton
