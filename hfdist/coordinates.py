@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from hfdist.first_product import FirstProduct
 from hfdist.parallel import Collectives
 from hfdist.problem import Problem
-from hfdist.pytree import PyTree, inner
+from hfdist.pytree import PyTree, inner, same
 from hfdist.quadratics import Quadratic
 
 Linear = Callable[[Any], Any]
@@ -56,7 +56,7 @@ def pulled_back(model: Quadratic, space: Coordinates) -> Quadratic:
         value_at=lambda s: model.value_at(space.into(s)),
         form=lambda vectors: model.form([space.into(s) for s in vectors]),
         # The matrix is that of the params, which coordinates may be.
-        matrix=model.matrix if space.into is _same else None,
+        matrix=model.matrix if space.into is same else None,
     )
 
 
@@ -67,7 +67,7 @@ def full(problem: Problem, params: PyTree, devices: Collectives) -> Coordinates:
     def expand(vector):
         return vectors.expand(vector, params)
 
-    return Coordinates(problem, params, _same, _same, vectors.inner, expand)
+    return Coordinates(problem, params, same, same, vectors.inner, expand)
 
 
 def gram(first: FirstProduct, devices: Collectives) -> Coordinates:
@@ -124,7 +124,3 @@ def orthonormal(first: FirstProduct, devices: Collectives) -> Coordinates:
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """a @ b without the lower precision that an accelerator may choose."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _same(tree: Any) -> Any:
-    return tree

@@ -32,7 +32,7 @@ from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree, divide, inner, working_dtype
 from hfdist.roots import at_least_float32, root, rows_of
-from hfdist.solvers.dense import factorised, reason_of, shifted
+from hfdist.solvers.dense import columns, factorised, reason_of, shifted
 from hfdist.solvers.solution import Solution, relative
 from hfdist.solvers.system import System
 
@@ -72,13 +72,12 @@ def outputs_of(
     def scaled(a: Any) -> Any:
         return divide(a, jnp.sqrt(weight))
 
-    def column(i: Array) -> Array:
-        unit_M = jnp.zeros(own.size, own.dtype).at[i].set(1)
+    def column(unit_M: Array) -> Array:
         return every.into(own.back(devices.vary(unit_M)))
 
     def kernel(block: int) -> Array:
-        columns = jax.lax.map(column, jnp.arange(own.size), batch_size=block)
-        return divide(devices.gather(columns), weight)
+        made = columns(column, jnp.zeros(own.size, own.dtype), block)
+        return divide(devices.gather(made), weight)
 
     return Outputs(
         into=lambda v: scaled(devices.gather(own.into(devices.vary(v)))),

@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from hfdist.batches import check_shares, is_replicated
 from hfdist.errors import UsageError
-from hfdist.pytree import inner
+from hfdist.pytree import inner, same
 from hfdist.sharing import (
     AXIS,
     MULTIPLE,
@@ -41,6 +41,7 @@ from hfdist.sharing import (
     explicit,
     gather,
     inner_of_parts,
+    own_parts,
     own_whole,
     parts_of,
     share,
@@ -56,10 +57,6 @@ from hfdist.sharing import (
 CHECK_VMA = False
 
 
-def _same(tree: Any) -> Any:
-    return tree
-
-
 class Collectives(NamedTuple):
     """The functions through which the mathematics meets other devices."""
 
@@ -68,10 +65,10 @@ class Collectives(NamedTuple):
     gather: Callable[[Any], Any]  # per-device rows -> those of all, replicated
     share: Callable[[Any], Any]  # those of all devices -> this device's
     vectors: Vectors
-    own: Callable[[Any], Any] = _same  # tree held as the params are -> per-device tree
-    own_whole: Callable[[Any], Any] = _same  # such a tree -> per-device, whole
-    whole: Callable[[Any], Any] = _same  # such a tree -> whole, replicated
-    parts: Callable[[Any], Any] = _same  # the inverse of `whole`
+    own: Callable[[Any], Any] = same  # tree held as the params are -> per-device tree
+    own_whole: Callable[[Any], Any] = same  # such a tree -> per-device, whole
+    whole: Callable[[Any], Any] = same  # such a tree -> whole, replicated
+    parts: Callable[[Any], Any] = same  # the inverse of `whole`
     inner: Callable[[Any, Any], Any] = inner  # ⟨a, b⟩ of such trees, replicated
     size: int = 1  # number of devices
     replicated: Collection[str] = ()  # entries of a batch that each device has whole
@@ -80,14 +77,7 @@ class Collectives(NamedTuple):
     def sharing_params(self, params: Any) -> "Collectives":
         """The same, each device having a part of the params, and of each vector."""
         axes = axes_of(params, self.size)
-
-        def own(tree):
-            leaves, structure = jax.tree.flatten(tree)
-            pairs = zip(leaves, axes, strict=True)  # a part is a device's own already
-            return structure.unflatten(
-                [self.vary(leaf) if axis is None else leaf for leaf, axis in pairs]
-            )
-
+        own = partial(own_parts, axes, self.vary)
         return self._replace(
             vectors=split_vectors(axes, own),
             own=own,
@@ -143,7 +133,7 @@ def _vary(tree: Any) -> Any:
     return jax.lax.pcast(tree, AXIS, to="varying")
 
 
-ONE_DEVICE = Collectives(_same, _same, _same, _same, whole_vectors(_same, _same))
+ONE_DEVICE = Collectives(same, same, same, same, whole_vectors(same, same))
 
 
 def data_parallel(

@@ -15,7 +15,7 @@ from jax import Array
 from optax import tree
 
 from hfdist.checks import Count, Fraction, Positive, Settings
-from hfdist.pytree import PyTree, inner
+from hfdist.pytree import PyTree, inner, same
 from hfdist.sharing import Functions
 
 EARLY = (1, 2, 5, 10)  # steps at which all is due: the first probes teach the most
@@ -40,18 +40,14 @@ class Probes(Settings):
     """Products in a sketch, and eigenvalues that it takes out (nystrom)."""
 
 
-def _same(tree: Any) -> Any:
-    return tree
-
-
 class Held(NamedTuple):
     """How a device holds vectors like the params, and matrices: whole, or a part."""
 
     inner: Callable[[PyTree, PyTree], Array] = inner  # ⟨u, v⟩
-    expand: Callable[[PyTree], PyTree] = _same  # vector -> whole tree like the params
-    part: Callable[[PyTree], PyTree] = _same  # whole tree -> vector
-    gather: Callable[[Array], Array] = _same  # a device's rows -> those of all
-    share: Callable[[Array], Array] = _same  # the rows of all -> this device's
+    expand: Callable[[PyTree], PyTree] = same  # vector -> whole tree like the params
+    part: Callable[[PyTree], PyTree] = same  # whole tree -> vector
+    gather: Callable[[Array], Array] = same  # a device's rows -> those of all
+    share: Callable[[Array], Array] = same  # the rows of all -> this device's
 
 
 WHOLE = Held()

@@ -13,6 +13,11 @@ from hfdist.errors import UsageError
 PyTree = Any
 
 
+def same(tree: PyTree) -> PyTree:
+    """The tree as it is, where a function of it is asked for."""
+    return tree
+
+
 def inner(a: PyTree, b: PyTree) -> Array:
     """⟨a, b⟩ over all leaves, multiplied at full precision."""
     return jnp.asarray(tree.vdot(a, b))

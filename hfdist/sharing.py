@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from hfdist.pytree import inner, widen
+from hfdist.pytree import inner, same, widen
 
 AXIS = "data"
 # Shards are of a length that any usual number of devices divides, so that a state does
@@ -91,7 +91,7 @@ def whole_vectors(vary: Callable, reduce: Callable) -> Vectors:
     return Vectors(
         spread=lambda vector, like: vary(vector),
         collect=lambda sums, scalars: reduce((sums, scalars)),
-        part=_same,
+        part=same,
         expand=lambda vector, like: vector,
         inner=inner,
     )
@@ -162,7 +162,7 @@ def split_vectors(axes: Axes, own: Callable) -> Vectors:
     return Vectors(
         spread=lambda vector, like: own(vector),
         collect=collect,
-        part=_same,
+        part=same,
         expand=lambda vector, like: vector,
         inner=partial(inner_of_parts, axes),
         shared=True,
@@ -175,6 +175,11 @@ def inner_of_parts(axes: Axes, u: Any, v: Any) -> Any:
     for axis, *pair in zip(axes, jax.tree.leaves(u), jax.tree.leaves(v), strict=True):
         (wholes if axis is None else parts).append(inner(*pair))
     return sum(wholes) + (jax.lax.psum(sum(parts), AXIS) if parts else 0)
+
+
+def own_parts(axes: Axes, vary: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree held as the params are -> a device's own: a part is its own already."""
+    return _by_axes(axes, tree, lambda leaf, axis: leaf, vary)
 
 
 def own_whole(axes: Axes, tree: Any) -> Any:
@@ -196,11 +201,16 @@ def parts_of(axes: Axes, tree: Any) -> Any:
     return _by_axes(axes, tree, share)
 
 
-def _by_axes(axes: Axes, tree: Any, function: Callable[[Any, int], Any]) -> Any:
+def _by_axes(
+    axes: Axes,
+    tree: Any,
+    of_part: Callable[[Any, int], Any],
+    of_whole: Callable[[Any], Any] = same,
+) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(leaves, axes, strict=True)
     return structure.unflatten(
-        [leaf if axis is None else function(leaf, axis) for leaf, axis in pairs]
+        [of_whole(leaf) if d is None else of_part(leaf, d) for leaf, d in pairs]
     )
 
 
@@ -211,7 +221,7 @@ def places(sharding: Sharding, devices: int) -> Functions:
         return jax.tree.map(partial(split, devices=devices, rows=rows), tree)
 
     if sharding == "vectors":
-        return Functions(_same, _same, parts)  # `specs_of` knows shards
+        return Functions(same, same, parts)  # `specs_of` knows shards
     return Functions(parts, partial(parts, rows=1), parts)
 
 
@@ -300,7 +310,3 @@ def explicit(arguments: Any) -> bool:
     meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arguments)]
     meshes.append(jax.sharding.get_abstract_mesh())
     return any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
-
-
-def _same(tree: Any) -> Any:
-    return tree

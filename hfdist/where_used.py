@@ -17,7 +17,7 @@ import jax
 from jax.custom_derivatives import SymbolicZero
 
 from hfdist.problem import Batch
-from hfdist.pytree import PyTree
+from hfdist.pytree import PyTree, same
 
 # What makes of a weight only another form of it, by the names of JAX's primitives.
 FORMS = {
@@ -44,7 +44,7 @@ def where_used(predict: Callable[[PyTree, Batch], Any]) -> Callable:
 
     def making(params: PyTree, batch: Batch) -> Any:
         program, outputs = jax.make_jaxpr(predict, return_shape=True)(params, batch)
-        weights = [Weight(leaf, _same) for leaf in jax.tree.leaves(params)]
+        weights = [Weight(leaf, same) for leaf in jax.tree.leaves(params)]
         results = _run(program.jaxpr, program.consts, *weights, *jax.tree.leaves(batch))
         return jax.tree.structure(outputs).unflatten(map(_made, results))
 
@@ -120,7 +120,3 @@ def _then(form: Callable[[Any], Any], plain: Callable[[Any], list[Any]]) -> Call
 
 def _made(value: Any) -> Any:
     return value.form(value.held) if isinstance(value, Weight) else value
-
-
-def _same(held: Any) -> Any:
-    return held

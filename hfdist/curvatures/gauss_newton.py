@@ -1,7 +1,5 @@
 """The Gauss-Newton matrix G = Jᵀ H_z J (paper, eq. 8)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -11,7 +9,7 @@ from hfdist.linearised import Linearised, linearised
 from hfdist.memory import device_memory
 from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree, inners, parameter_count
-from hfdist.solvers.dense import materialise
+from hfdist.solvers.dense import columns, materialise
 from hfdist.sums import Sums
 
 # Of J, an example. The matrix product takes time in proportion to them: with more the
@@ -44,7 +42,7 @@ def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
         if written := written_jacobian(problem.predict):
             j_N = jnp.moveaxis(written(params, batch), -1, 0)
         else:
-            j_N = columns(at, block)
+            j_N = columns(at.jvp, at.wide, block)
         flat = jax.vmap(lambda z: ravel_pytree(z)[0])
         j_NM, hessian_j_NM = flat(j_N), flat(jax.vmap(at.output_hessian)(j_N))
         highest = jax.lax.Precision.HIGHEST
@@ -60,13 +58,3 @@ def _worth_writing(at: Linearised) -> bool:
     m, n = parameter_count(leaves), parameter_count(at.gradient)
     fits = 2 * m * n * at.loss.dtype.itemsize <= device_memory() / 4
     return fits and m <= MOST_ROWS * len(leaves[0])
-
-
-def columns(at: Linearised, block: int) -> Any:
-    """J, so many columns at a time: like the outputs, leaves (N, B, …)."""
-    flat_N, unravel = ravel_pytree(at.wide)
-
-    def column(i):
-        return at.jvp(unravel(jnp.zeros_like(flat_N).at[i].set(1)))
-
-    return jax.lax.map(column, jnp.arange(flat_N.size), batch_size=block)

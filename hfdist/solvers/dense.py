@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,11 +108,15 @@ def materialise(
     block: int,
 ) -> Array:
     """The symmetric matrix A (N, N) of v -> A v, `block` columns at a time."""
+    # Stacked columns are rows: the transpose, which is A itself.
+    return columns(lambda v: ravel_pytree(product(v))[0], like, block)
+
+
+def columns(linear: Callable[[PyTree], Any], like: PyTree, block: int) -> Any:
+    """linear(e) of each unit vector e like a tree, `block` at once: leaves (N, …)."""
     flat_N, unravel = ravel_pytree(like)
 
     def column(i):
-        unit_N = jnp.zeros_like(flat_N).at[i].set(1)
-        return ravel_pytree(product(unravel(unit_N)))[0]
+        return linear(unravel(jnp.zeros_like(flat_N).at[i].set(1)))
 
-    # Stacked columns are rows: the transpose, which is A itself.
     return jax.lax.map(column, jnp.arange(flat_N.size), batch_size=block)

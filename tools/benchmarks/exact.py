@@ -11,7 +11,6 @@ from optax import tree
 
 import hfdist
 from benchmarks.measurement import Measurement, seconds_each, trained
-from hfdist.curvatures.gauss_newton import columns
 from hfdist.linearised import linearised
 from hfdist.methods.method import make_step
 from hfdist.models.mlp import MLP
@@ -19,6 +18,7 @@ from hfdist.problem import Batch, Problem
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
 from hfdist.runs.resume import restore_params
+from hfdist.solvers.dense import columns
 from hfdist.tasks.poisson import Poisson
 from toolkit.batches import first_batch, mnist_batch
 
@@ -71,7 +71,12 @@ def _least_squares() -> list[Measurement]:
     with jax.enable_x64(True):
         by_columns, params, batch = _points(jacobian=False)
         written, _, _ = _points(jacobian=True)
-        alone = jax.jit(lambda w, b: columns(linearised(by_columns, w, b), 128))
+
+        def jacobian_of(params: PyTree, batch: Batch) -> Any:
+            at = linearised(by_columns, params, batch)
+            return columns(at.jvp, at.wide, 128)
+
+        alone = jax.jit(jacobian_of)
         carry = params, method.init(params)
         steps = [jax.jit(make_step(method.build(p))) for p in (by_columns, written)]
         runs = [(steps[0], carry), (alone, params), (steps[1], carry)]

@@ -14,7 +14,7 @@ from hfdist.methods.method import make_step
 from hfdist.pytree import parameter_count
 from hfdist.runs.config import Config
 from hfdist.runs.plan import batches_of, optimizer_of
-from hfdist.runs.shards import begin
+from hfdist.runs.shards import as_saved, begin, holding
 from hfdist.sharing import AXIS
 from hfdist.tasks.examples import Examples
 from toolkit.batches import first_batch
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 def one_update(config: Config, examples: Examples, mesh: Mesh | None = None):
     """An update (carry, batch) -> (carry, info), and its arguments at the start."""
-    step, _, params = _update(config, mesh)
+    step, params = _update(config, mesh)
     batch = first_batch(examples, config.batch_size, config.seed)
     return step, (begin(config, mesh, params), batch)
 
@@ -55,30 +55,26 @@ def abstract_update(config: Config, examples: Examples, mesh: Mesh, batch_size: 
 
     The params alone are made, once, on this machine's own device.
     """
-    step, init, params = _update(config, mesh)
-    row = first_batch(examples, 1, config.seed)
+    step, params = _update(config, mesh)
+    split = NamedSharding(mesh, P(AXIS))
 
-    def struct(a: Any, spec: P, *rows: int) -> jax.ShapeDtypeStruct:
-        shape, sharding = (*rows, *a.shape[len(rows) :]), NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=sharding)
+    def rows(a: Any) -> jax.ShapeDtypeStruct:
+        shape = batch_size, *a.shape[1:]
+        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=split)
 
-    state = jax.eval_shape(init, params)
-    held = config.method.places(config.sharding, mesh.size, (None, state, params))
-    carry = jax.tree.map(struct, (params, state), (held[2], held[1]))
-    batch = jax.tree.map(lambda a: struct(a, P(AXIS), batch_size), row)
-    return step, (carry, batch)
+    batch = jax.tree.map(rows, first_batch(examples, 1, config.seed))
+    return step, (as_saved(config, mesh, params, holding(config, mesh)), batch)
 
 
 def _update(config: Config, mesh: Mesh | None):
-    """An update, what makes the method's state, and the params."""
+    """An update, and the params."""
     problem, params = config.build_problem()
-    optimizer = optimizer_of(config, problem, mesh)
-    update = make_step(optimizer)
+    update = make_step(optimizer_of(config, problem, mesh))
 
     def step(carry, batch):
         return update(carry, *batches_of(config, batch))
 
-    return step, optimizer.init, params
+    return step, params
 
 
 def timer(config: Config, examples: Examples) -> Callable[[], tuple[float, float]]:
