@@ -11,7 +11,8 @@ one `shard_map`: params, state and every CG vector are replicated, the batch is 
 on its leading axis, but for the entries that are said to be replicated. The input
 reduction needs some rows of all devices on each: `gather` brings them there, and
 `share` is its inverse. Vectors, or the params with them, may be shared out instead:
-sharing.py says how. Only it and this file name the mesh axis.
+sharing.py says how. Only it and this file name the mesh axis. Over others, which a
+caller's mesh may have to split the params of a network, the program is XLA's to split.
 
 The devices may belong to many processes; each process runs this same program.
 """
@@ -106,24 +107,32 @@ def collectives(
             replicated=replicated, micro_batch_size=micro_batch_size
         )
 
-    if mesh.axis_names != (AXIS,):
+    if AXIS not in mesh.axis_names:
         raise UsageError(
-            f"hfdist splits the batch over one mesh axis named '{AXIS}', but this mesh "
+            f"hfdist splits the batch over a mesh axis named '{AXIS}', but this mesh "
             f"has {mesh.axis_names}: build it with hfdist.make_mesh(devices)"
+        )
+    alone = mesh.axis_names == (AXIS,)
+    if sharding != "replicated" and not alone:
+        raise UsageError(
+            f"sharding={sharding!r} is for a mesh of the one axis '{AXIS}', and this "
+            f"has {mesh.axis_names}: the other axes split what the params are"
         )
     if sharding == "vectors" and MULTIPLE % mesh.size:
         raise UsageError(
             f"{mesh.size} devices cannot share vectors evenly: use a number of them "
             f"that divides {MULTIPLE:,}, or sharding='replicated'"
         )
+    # One buffer of leaves that other axes split would bring them together.
+    reduce = all_reduce if alone else partial(jax.lax.psum, axis_name=AXIS)
     return Collectives(
         vary=_vary,
-        reduce=all_reduce,
+        reduce=reduce,
         gather=gather,
         share=share,
-        vectors=SHARED if sharding == "vectors" else whole_vectors(_vary, all_reduce),
+        vectors=SHARED if sharding == "vectors" else whole_vectors(_vary, reduce),
         own=_vary,
-        size=mesh.size,
+        size=mesh.shape[AXIS],
         replicated=replicated,
         micro_batch_size=micro_batch_size,
     )
@@ -152,12 +161,13 @@ def data_parallel(
     """
     if mesh is None:
         return step
-    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
     def sharded(gradient, state, params, *batches):
         for batch in batches:
             if batch is not None:
-                check_shares(batch, mesh.size, replicated)
+                check_shares(batch, mesh.shape[AXIS], replicated)
         arguments = gradient, state, params, *batches
         held = places((gradient, state, params))
         shares = jax.tree_util.tree_map_with_path(
@@ -167,6 +177,12 @@ def data_parallel(
         )
         specs = *held, *shares
         shown = explicit(arguments)
+        if shown and mesh.axis_names != (AXIS,):
+            raise UsageError(
+                f"hfdist leaves the mesh axes other than '{AXIS}' to XLA, which takes "
+                f"automatic ones alone: make the mesh with axis_types="
+                f"(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)}"
+            )
         if shown:  # where nothing is resharded unless asked for
             shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
             arguments = jax.reshard(arguments, shardings)
@@ -175,6 +191,7 @@ def data_parallel(
             mesh=mesh if shown else automatic,
             in_specs=specs,
             out_specs=_results(held),
+            axis_names={AXIS},
             check_vma=CHECK_VMA,
         )
         return mapped(*arguments)

@@ -103,8 +103,15 @@ def _spread(vector: Shard, like: Any) -> Any:
 
 
 def _collect(sums: Any, scalars: Any) -> tuple[Shard, Any]:
-    part = jax.lax.psum_scatter(_flat(sums), AXIS, tiled=True)
+    scatter = partial(jax.lax.psum_scatter, axis_name=AXIS, tiled=True)
+    part = jax.lax.platform_dependent(_flat(sums), cpu=_exchange, default=scatter)
     return Shard(part), all_reduce(scalars)
+
+
+def _exchange(flat: Any) -> Any:
+    """A reduce-scatter for gloo, whose own takes two to three times as long."""
+    parts = flat.reshape(jax.lax.axis_size(AXIS), -1)
+    return jnp.sum(jax.lax.all_to_all(parts, AXIS, 0, 0), 0)
 
 
 def _flat(tree: Any) -> Any:

@@ -120,6 +120,18 @@ MUTATIONS = {
         "jnp.arange(examples)",
         "parallel",
     ),
+    "bring params together that a mesh splits": (
+        "pytree.py",
+        "jnp.tensordot(a, b, a.ndim,",
+        "jnp.vdot(a, b,",
+        "model_axis",
+    ),
+    "reduce them in one buffer": (
+        "parallel.py",
+        "all_reduce if alone else",
+        "all_reduce if True else",
+        "model_axis",
+    ),
     "count the last micro-batch alone": (
         "micro_batches.py",
         "tree.add(total, of_part(part))",

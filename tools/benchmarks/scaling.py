@@ -41,7 +41,7 @@ from hfdist.quadratics import quadratic
 from hfdist.tasks.idx import IDX
 from hfdist.tasks.pipeline import GlobalBatches
 
-EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 512, 10, 3, 5
+EXAMPLES, CG_STEPS, ROUNDS, REPEATS = 1000, 10, 3, 5
 SENT = "weak sends", "shared sends"  # what is no time among the results
 TOOLS = Path(__file__).parent.parent
 
