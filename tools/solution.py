@@ -35,7 +35,7 @@ def plane_of(task: Physics, problem: Problem, params: PyTree) -> Plane:
     first, second = np.linspace(*task.box[:, :2], SIDE).T
     x_BD = np.tile(task.box.mean(0), (SIDE**2, 1))
     x_BD[:, :2] = np.stack(np.meshgrid(first, second), -1).reshape(-1, 2)
-    u_B = jax.jit(problem.predict)(params, {"inputs": x_BD})
+    u_B = np.asarray(jax.jit(problem.predict)(params, {"inputs": x_BD}))
     values = (np.reshape(f, (SIDE, SIDE)) for f in (u_B, task.solution(x_BD)))
     return Plane(first, second, *values, task.coordinates[:2])
 

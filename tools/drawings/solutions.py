@@ -54,7 +54,7 @@ def _map(
     axes: Axes, plane: Plane, values: np.ndarray, title: str, **looks: Any
 ) -> None:
     at = plane.first, plane.second, values
-    colours = axes.pcolormesh(*at, shading="gouraud", rasterized=True, **looks)
+    colours = axes.pcolormesh(*at, shading="nearest", rasterized=True, **looks)
     axes.figure.colorbar(colours, ax=axes)
     horizontal, vertical = (f"${name}$" for name in plane.names)
     axes.set(title=title, xlabel=horizontal, ylabel=vertical)
