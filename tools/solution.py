@@ -32,12 +32,14 @@ SIDE = 201  # points along a side of the plane
 
 def plane_of(task: Physics, problem: Problem, params: PyTree) -> Plane:
     """u and u* on the plane of the first two axes, the others in the middle."""
-    first, second = np.linspace(*task.box[:, :2], SIDE).T
+    predict = jax.jit(problem.predict)
+    low, high = task.box[:, :2]
+    first, second = np.linspace(low, high, SIDE).T
     x_BD = np.tile(task.box.mean(0), (SIDE**2, 1))
     x_BD[:, :2] = np.stack(np.meshgrid(first, second), -1).reshape(-1, 2)
-    u_B = np.asarray(jax.jit(problem.predict)(params, {"inputs": x_BD}))
-    values = (np.reshape(f, (SIDE, SIDE)) for f in (u_B, task.solution(x_BD)))
-    return Plane(first, second, *values, task.coordinates[:2])
+    u = np.reshape(jax.device_get(predict(params, {"inputs": x_BD})), (SIDE, SIDE))
+    known = task.solution(x_BD).reshape(u.shape)
+    return Plane(first, second, u, known, task.coordinates[:2])
 
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
