@@ -12,9 +12,10 @@ examples, or have weight decay in it. The digits, about ‖K‖ / δ of the roun
 back by solving again for the residual, which the products give: that also mends what an
 accelerator rounds in K.
 
-Over devices every one has the params and gathers the examples. It makes its own
-examples' columns of K, by Jᵀ of its share and then J of all, a block at a time: no
-Jacobian is written down. The columns are gathered, and K is factorised on each.
+On one device K = Rᵀ (J Jᵀ) R / Σ wᵢ is one matrix product, if predict writes J down.
+Otherwise no Jacobian is. Over devices every one has the params and gathers the
+examples. It makes its own examples' columns of K, by Jᵀ of its share and then J of all,
+a block at a time. The columns are gathered, and K is factorised on each.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from jax.flatten_util import ravel_pytree
 from optax import tree
 
 from hfdist.batches import is_replicated
+from hfdist.jacobian import written_jacobian
 from hfdist.linearised import linearised
 from hfdist.parallel import Collectives
 from hfdist.problem import Batch, Problem
@@ -57,6 +59,7 @@ class Factor(NamedTuple):
     weight: Array  # (), Σ wᵢ
     into: Callable[[PyTree], Array]
     back: Callable[[Array], PyTree]
+    gram: Callable[[], Array] | None = None  # J̃ J̃ᵀ (M, M), if predict writes J down
 
 
 def outputs_of(
@@ -76,6 +79,8 @@ def outputs_of(
         return every.into(own.back(devices.vary(unit_M)))
 
     def kernel(block: int) -> Array:
+        if own.gram and devices.size == 1:
+            return divide(own.gram(), weight)
         made = columns(column, jnp.zeros(own.size, own.dtype), block)
         return divide(devices.gather(made), weight)
 
@@ -116,14 +121,30 @@ def _factor(problem: Problem, params: PyTree, batch: Batch) -> Factor:
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
     rows_BC = rows_of(like)
 
+    def rooted_rows(z: Any) -> Array:
+        return rows_of(*transposed(z)).ravel().astype(dtype)
+
     def into(v: PyTree) -> Array:
-        return rows_of(*transposed(at.jvp(v))).ravel().astype(dtype)
+        return rooted_rows(at.jvp(v))
 
     def back(u_M: Array) -> PyTree:
         u_BC = u_M.reshape(rows_BC.shape).astype(rows_BC.dtype)
         return at.vjp(rooted(jax.vmap(unravel)(u_BC)))
 
-    return Factor(rows_BC.size, dtype, at.weight, into, back)
+    made = Factor(rows_BC.size, dtype, at.weight, into, back)
+    written = written_jacobian(problem.predict)
+    if written is None:
+        return made
+
+    def gram() -> Array:
+        j_MN = written(params, batch).reshape(rows_BC.size, -1).astype(dtype)
+        k_MM = jnp.matmul(j_MN, j_MN.T, precision=jax.lax.Precision.HIGHEST)
+        for _ in range(2):  # of the rows, and of the columns
+            rows = k_MM.astype(at.outputs.dtype).reshape(-1, *at.outputs.shape)
+            k_MM = jax.vmap(rooted_rows)(rows).T
+        return k_MM
+
+    return made._replace(gram=gram)
 
 
 def _of_all(

@@ -74,7 +74,8 @@ ONLY = {
         *("micro_batches", "parallel", "problem", "pytree", "roots", "sums"),
     },
     "outputs": {
-        *("batches", "linearised", "parallel", "problem", "pytree", "roots", "solvers"),
+        *("batches", "jacobian", "linearised", "parallel", "problem", "pytree"),
+        *("roots", "solvers"),
     },
     "backtracking": {"quadratics", "solvers"},
     "samples": {

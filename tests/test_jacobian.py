@@ -9,6 +9,8 @@ import hfdist
 from cases import Case, relative_error
 from hfdist.errors import UsageError
 from hfdist.jacobian import with_jacobian
+from hfdist.outputs import outputs_of
+from hfdist.parallel import ONE_DEVICE
 
 CASE = Case("softmax_cross_entropy", examples=8, weighted=True)
 FOUR = hfdist.make_mesh(4)
@@ -95,4 +97,17 @@ def test_the_matrix_is_made_of_the_jacobian_as_it_is():
     model = hfdist.quadratic(problem, CASE.params, CASE.batch)
     assert relative_error(model.matrix(7), CASE.dense_gauss_newton()) < 1e-12
     program = jax.make_jaxpr(model.matrix, static_argnums=0)(7)
+    assert not [e for e in program.jaxpr.eqns if e.primitive.name == "scan"]
+
+
+def test_the_kernel_of_the_outputs_is_made_of_the_jacobian_as_it_is():
+    """Of weighted examples of three outputs each, one with weight 0."""
+
+    def kernel(predict):
+        problem = CASE.problem._replace(predict=predict)
+        return outputs_of(problem, CASE.params, CASE.batch, ONE_DEVICE).kernel(7)
+
+    written = with_jacobian(CASE.predict)
+    assert relative_error(kernel(written), kernel(CASE.predict)) < 1e-12
+    program = jax.make_jaxpr(lambda: kernel(written))()
     assert not [e for e in program.jaxpr.eqns if e.primitive.name == "scan"]

@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bench
 import hfdist
@@ -31,7 +33,8 @@ from racing.contest import (
 from racing.lbfgs import LBFGS
 from racing.loop import Limits, Mark
 from racing.operations import counted
-from racing.problems import wide
+from racing.peaks import Peaks, Spectrum
+from racing.problems import nonlinear, wide
 from racing.reading import best, reached, value_at
 
 
@@ -402,3 +405,38 @@ def test_every_problem_has_its_contestants_and_something_to_reach(name):
     assert made.targets or made.times
     assert list(made.targets) == sorted(made.targets, reverse=True)
     assert max(made.times, default=0) <= made.seconds
+
+
+SPECTRUM = Spectrum(peaks=4, points=80)
+
+
+def test_the_best_fit_of_the_peaks_is_the_one_that_is_said():
+    """By JAX's derivatives: no slope there, and curved upwards."""
+    problem, params = SPECTRUM.problem(Peaks(count=4), 0)
+    truth = dict(zip(("heights", "centres", "widths"), SPECTRUM.truth(), strict=True))
+    flat, unravel = ravel_pytree(truth)
+    assert jax.tree.structure(params) == jax.tree.structure(truth)
+    examples = SPECTRUM.examples("train")
+    batch = examples.gather(np.arange(len(examples)))
+
+    def f(w):
+        return jnp.sum(problem.loss(problem.predict(unravel(w), batch), batch))
+
+    assert f(flat) > 1e-5
+    np.testing.assert_allclose(jax.grad(f)(flat), 0, atol=1e-12)
+    assert jnp.linalg.eigvalsh(jax.hessian(f)(flat)).min() > 0
+
+
+def test_an_entrant_may_have_the_task_in_another_form(clock):
+    """Newton comes to the best fit; a gradient is that of the others' form."""
+    made = nonlinear.nonlinear()
+    small = replace(made.config, model=Peaks(count=4), batch_size=80)
+    small = replace(small, data=replace(SPECTRUM, jacobian=False))
+    ground = loop.course(made._replace(config=small), seed=0)
+    entrants = {one.name: one.grid[0] for one in made.contestants}
+    newton = entrants["Newton"]._replace(batch_size=80, data=SPECTRUM)
+    *_, end = loop.run(ground, newton, Limits(60.0, 2.0))
+    assert end.figures["relative_error"] < 1e-12
+    adam = entrants["Adam"]._replace(batch_size=80)
+    *_, end = loop.run(ground, adam, Limits(3.0, 2.0))
+    assert end.gradients == end.steps == 3

@@ -25,6 +25,10 @@ class Heat(Drawn):
         return np.array([[0.0, 0.0], [1.0, 1.0]])
 
     @property
+    def coordinates(self):
+        return "t", "x"
+
+    @property
     def faces(self):
         return (TIME, 0), (SPACE, 0), (SPACE, 1)
 

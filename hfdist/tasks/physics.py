@@ -76,8 +76,18 @@ class Physics(Task):
 
     @property
     @abc.abstractmethod
+    def box(self) -> np.ndarray:
+        """The least and the greatest coordinates, (2, D)."""
+
+    @property
     def dimensions(self) -> int:
         """D."""
+        return self.box.shape[1]
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """The names of the axes, for people."""
+        return tuple(f"x_{d + 1}" for d in range(self.dimensions))
 
     @abc.abstractmethod
     def operator(self, u: Function, x_BD: Array) -> Array:
@@ -176,18 +186,9 @@ class Drawn(Physics):
     """Seed by which the points are drawn."""
 
     @property
-    @abc.abstractmethod
-    def box(self) -> np.ndarray:
-        """The least and the greatest coordinates, (2, D)."""
-
-    @property
     def faces(self) -> tuple[tuple[int, int], ...]:
         """Where u is known: an axis, and 0 for its least or 1 for its greatest end."""
         return tuple((d, end) for d in range(self.dimensions) for end in (0, 1))
-
-    @property
-    def dimensions(self):
-        return self.box.shape[1]
 
     def inside(self):
         return self._within(self.draws * self.interior, 0)

@@ -23,8 +23,8 @@ class Poisson(Physics):
     """Points along a side of the grid that the error is measured on."""
 
     @property
-    def dimensions(self):
-        return 2
+    def box(self):
+        return np.array([[0.0, 0.0], [1.0, 1.0]])
 
     def operator(self, u, x_BD):
         return -laplacian(u, x_BD)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from hfdist import Adam, HessianFree
 from hfdist.methods.method import Method
-from hfdist.runs.config import load
+from hfdist.runs.config import Config
+from hfdist.tasks.task import Task
 from racing.contest import (
-    CONFIGS,
     Contest,
     Contestant,
     Entrant,
@@ -18,20 +18,25 @@ from racing.lbfgs import LBFGS
 
 
 def on_all_points(
-    path: str, tuned: dict[str, tuple[Method, str]], targets: tuple[float, ...]
+    config: Config,
+    tuned: dict[str, tuple[Method, str]],
+    targets: tuple[float, ...],
+    others: Task | None = None,
+    seconds: float = 60.0,
 ) -> Contest:
-    """The relative error of a config's physics in 60 s.
+    """The relative error of a config's task in so many seconds.
 
-    tuned: by name, a method and its settings for people.
+    tuned: by name, a method and its settings for people; others: the form of the task
+    that suits the other contestants.
     """
-    config = replace(load(CONFIGS / path), method=HessianFree())
-    size = config.batch_size
+    task, size = config.data, config.batch_size
+    config = replace(config, method=HessianFree(), data=others or task)
     return Contest(
         config=config,
         contestants=(
             untuned(config),
             *(
-                Contestant(name, (Entrant(method, size, settings),))
+                Contestant(name, (Entrant(method, size, settings, data=task),))
                 for name, (method, settings) in tuned.items()
             ),
             first_order("Adam", Adam, (1e-3, 3e-3, 1e-2), (size,)),
@@ -39,8 +44,8 @@ def on_all_points(
         ),
         quantity="relative_error",
         targets=targets,
-        times=(60.0,),
-        seconds=60.0,
-        grid_seconds=10.0,
+        times=(seconds,),
+        seconds=seconds,
+        grid_seconds=seconds / 6,
         spacing=1.1,
     )

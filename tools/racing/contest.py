@@ -11,6 +11,7 @@ from hfdist import Adam, HessianFree
 from hfdist.methods.method import Method
 from hfdist.runs.config import Config, load
 from hfdist.runs.progress import words
+from hfdist.tasks.task import Task
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -22,6 +23,7 @@ class Entrant(NamedTuple):
     batch_size: int
     settings: str  # for people
     fixed: bool = False  # every step is of the first batch
+    data: Task | None = None  # another form of the contest's task; None: that itself
 
 
 class Contestant(NamedTuple):

@@ -12,9 +12,10 @@ from racing.contest import CONFIGS, Contest
 def poisson2() -> Contest:
     """Seconds to a relative error of 1e-4 and of 1e-6, and the error after 60 s."""
     path = "physics/poisson.py"
+    config = load(CONFIGS / path)
     nystrom = replace(WHOLE, preconditioner="nystrom", probes=Probes(every=5, rank=50))
     tuned = {
         "HF-tuned": (nystrom, "100 CG steps, Nyström of rank 50 every 5"),
-        "Newton": (load(CONFIGS / path).method, path),
+        "Newton": (config.method, path),
     }
-    return on_all_points(path, tuned, (1e-4, 1e-6))
+    return on_all_points(config, tuned, (1e-4, 1e-6))
