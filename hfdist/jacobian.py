@@ -26,7 +26,7 @@ UNLIKE = 0.1
 def with_jacobian(predict: Predict) -> Predict:
     """The same predict, with the derivative J v of a J that is written down.
 
-        J = ∂z/∂w  (B, …, N),   z = predict(w, batch)  (B, …)
+        J = ∂z/∂w,   z = predict(w, batch)  (B, …)
 
     The values, and every method's steps, are the same but for rounding; the memory is
     that of J. Example by example in reverse mode: each output must depend on its own
@@ -40,6 +40,11 @@ def with_jacobian(predict: Predict) -> Predict:
         z = predict(params, jax.tree.map(lambda a: a[None], row))[0]
         return z, z
 
+    def columns_of_one(params: PyTree, row: Batch) -> tuple[list[Array], Array]:
+        """J of an example as parts (n, C), and its outputs."""
+        j, z = jax.jacrev(of_one, has_aux=True)(params, row)
+        return [leaf.reshape(z.size, -1).T for leaf in jax.tree.leaves(j)], z
+
     @jax.custom_jvp
     def whole(params: PyTree, batch: Batch) -> Array:
         return predict(params, batch)
@@ -47,20 +52,18 @@ def with_jacobian(predict: Predict) -> Predict:
     def values_and_jacobian(params: PyTree, batch: Batch) -> tuple[Array, Array]:
         z = predict(params, batch)
         _check(z, batch)
-        rows, z_alone = jax.vmap(jax.jacrev(of_one, has_aux=True), (None, 0))(
-            params, batch
-        )
-        parts = [j.reshape(*z.shape, -1) for j in jax.tree.leaves(rows)]
+        parts, z_alone = jax.vmap(columns_of_one, (None, 0), (1, 0))(params, batch)
+        j = jnp.concatenate(parts).reshape(-1, *z.shape)
         unlike = jnp.max(jnp.abs(z_alone - z)) > UNLIKE * jnp.max(jnp.abs(z))
         # A factor, and not a choice: of that the transpose is 0, not NaN.
-        return z, jnp.concatenate(parts, -1) * jnp.where(unlike, jnp.nan, 1)
+        return z, j * jnp.where(unlike, jnp.nan, 1)
 
     def derivative(primals: tuple[Any, Any], tangents: tuple[Any, Any]):
         params, batch = primals
         _check_constant(tangents[1])
         z, j = values_and_jacobian(params, batch)
         v_N, _ = ravel_pytree(jax.tree.map(_written, tangents[0], params))
-        product = jnp.matmul(j, v_N, precision=jax.lax.Precision.HIGHEST)
+        product = jnp.tensordot(v_N, j, 1, precision=jax.lax.Precision.HIGHEST)
         return z, product.astype(z.dtype)
 
     whole.defjvp(derivative, symbolic_zeros=True)
@@ -69,7 +72,7 @@ def with_jacobian(predict: Predict) -> Predict:
 
 
 def written_jacobian(predict: Predict) -> Callable[[PyTree, Batch], Array] | None:
-    """(params, batch) -> J (B, …, N) of a predict that writes it down, or None."""
+    """(params, batch) -> Jᵀ (N, B, …) of a predict that writes it down, or None."""
     return getattr(predict, "jacobian", None)
 
 

@@ -13,9 +13,10 @@ from hfdist.solvers.system import System
 class Proposal(NamedTuple):
     """What was solved for, in the coordinates of the solve."""
 
-    system: System  # (C + λI) d = -g
+    system: System  # (C + λD) d = -g, D = I but for a damping that is scaled
     solution: Solution
     damping: Array  # (), λ
+    metric: Callable[[Any], Any]  # v -> D v, both like the solution
     learning_rate: Array  # (), α
     model: Quadratic  # of f, without λ
     previous: Any  # the step before, like the solution; None unless the rule looks back

@@ -27,7 +27,7 @@ ROWS = [
     ["linearised", "roots", "where_used"],
     ["curvatures", "micro_batches", "outputs", "preconditioners"],
     ["probes", "quadratics"],
-    ["backtracking", "hindsight", "samples", "spring", "step"],
+    ["backtracking", "hindsight", "samples", "scales", "spring", "step"],
     ["step_rules"],
     ["coordinates"],
     ["methods", "tasks"],
@@ -81,6 +81,7 @@ ONLY = {
     "samples": {
         *("parallel", "preconditioner", "probes", "problem", "pytree", "quadratics"),
     },
+    "scales": {"pytree"},
     "spring": {"pytree", "solvers"},
     "step": {"quadratics", "solvers"},
     "hindsight": {"pytree", "quadratics"},

@@ -25,7 +25,7 @@ MUTATIONS = {
     "drop the 1/N": ("pytree.py", DIVIDE, "leaf", "curvature"),
     "drop the damping": (
         "methods/second_order.py",
-        "tree.add_scale(model.product(v), damping, v)",
+        "tree.add_scale(model.product(v), damping, times_d(v))",
         "model.product(v)",
         "methods",
     ),
@@ -82,6 +82,18 @@ MUTATIONS = {
         "again & (tried < self.most_tries)",
         "again & (tried < 1)",
         "tries",
+    ),
+    "weigh the damping of all params alike": (
+        "methods/posed.py",
+        "shifted(matrix_NN, damping * d_N)",
+        "shifted(matrix_NN, damping)",
+        "scaled_damping",
+    ),
+    "scale the damping by the curvature of now": (
+        "scales.py",
+        "jnp.where(larger_N, diagonal_N, scales_N)",
+        "diagonal_N",
+        "scaled_damping",
     ),
     "pull towards the step before with no damping": (
         "spring.py",

@@ -29,8 +29,13 @@ WAYS = {
 SAID = "solves in the span of the outputs: 24 unknowns, not 111"
 
 
-def dense_step(problem, params, batch, loss, gradient_N=None, damping=DAMPING):
-    """-(G + (λ + μ) I)⁻¹ (g + μ w), example by example in numpy."""
+def dense_step(
+    problem, params, batch, loss, gradient_N=None, damping=DAMPING, scales_N=None
+):
+    """-(C + λD)⁻¹ (g + μ w), C = G + μI, example by example in numpy.
+
+    D = I, or the greatest of scales_N and diag C.
+    """
     w_N, unravel = ravel_pytree(params)
     j_BCN = np.asarray(jax.jacobian(lambda w: problem.predict(unravel(w), batch))(w_N))
     z_BC = np.asarray(problem.predict(params, batch))
@@ -46,8 +51,12 @@ def dense_step(problem, params, batch, loss, gradient_N=None, damping=DAMPING):
         mean = jax.grad(lambda z: weights_B @ problem.loss(z, batch))(z_BC)
         gradient_N = np.einsum("bcn,bc->n", j_BCN, np.asarray(mean))
         gradient_N = gradient_N + problem.l2 * np.asarray(w_N)
-    shift = damping + problem.l2
-    return -np.linalg.solve(g_NN + shift * np.eye(w_N.size), gradient_N)
+    c_NN = g_NN + problem.l2 * np.eye(w_N.size)
+    d_N = 1
+    if scales_N is not None:
+        d_N = np.maximum(scales_N, np.diagonal(c_NN))
+        d_N[d_N == 0] = 1
+    return -np.linalg.solve(c_NN + damping * d_N * np.eye(w_N.size), gradient_N)
 
 
 def step_of(method, problem, params, batch, devices=1, gradient=None, **others):

@@ -69,3 +69,11 @@ def test_a_table_of_any_text_and_numbers(capsys):
     assert out.startswith("of :x: [/]")
     assert "│ [/b] │ 1,234,567 │  1,234 │ True │" in out
     assert "│ x    │         - │ 0.1235 │  nan │" in out
+
+
+def test_a_table_wider_than_a_screen_loses_nothing(capsys):
+    names = [f"after {10**i} seconds" for i in range(9)]
+    print_table([[1 / 3] * 9], names)
+    head, figures = capsys.readouterr().out.splitlines()[1:4:2]
+    assert all(name in head for name in names)
+    assert figures.count("0.3333") == 9

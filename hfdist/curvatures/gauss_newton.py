@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from hfdist.jacobian import written_jacobian
@@ -15,6 +16,7 @@ from hfdist.sums import Sums
 # Of J, an example. The matrix product takes time in proportion to them: with more the
 # network's own Jᵀ is cheaper (perceptrons on a CPU were even at 10 to 30).
 MOST_ROWS = 32
+LEAST = 128  # params in a part of a matrix product, of which a half is left out
 
 
 def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
@@ -40,16 +42,30 @@ def gauss_newton(problem: Problem, params: PyTree, batch: Batch) -> Sums:
         if not _worth_writing(at):
             return materialise(product, at.gradient, block)
         if written := written_jacobian(problem.predict):
-            j_N = jnp.moveaxis(written(params, batch), -1, 0)
+            j_N = written(params, batch)
         else:
             j_N = columns(at.jvp, at.wide, block)
         flat = jax.vmap(lambda z: ravel_pytree(z)[0])
         j_NM, hessian_j_NM = flat(j_N), flat(jax.vmap(at.output_hessian)(j_N))
-        highest = jax.lax.Precision.HIGHEST
-        product_NN = jnp.matmul(j_NM, hessian_j_NM.T, precision=highest)
+        product_NN = _symmetric(j_NM, hessian_j_NM, max(LEAST, len(j_NM) // 8))
         return product_NN.astype(at.loss.dtype)
 
     return Sums(at.loss, at.weight, at.gradient, product, form, matrix)
+
+
+def _symmetric(a_NM: Array, b_NM: Array, least: int) -> Array:
+    """A Bᵀ (N, N), symmetric: of what is beside its two halves' own, one of two."""
+    k = len(a_NM) // 2
+    if k < least:
+        return _product(a_NM, b_NM)
+    above = _product(a_NM[:k], b_NM[k:])
+    first = _symmetric(a_NM[:k], b_NM[:k], least)
+    last = _symmetric(a_NM[k:], b_NM[k:], least)
+    return jnp.block([[first, above], [above.T, last]])
+
+
+def _product(a_NM: Array, b_KM: Array) -> Array:
+    return jnp.matmul(a_NM, b_KM.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _worth_writing(at: Linearised) -> bool:

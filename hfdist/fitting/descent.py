@@ -29,7 +29,8 @@ from hfdist.methods.measured import ROUNDINGS
 from hfdist.outcome import Outcome, Refusal, reduction_ratio
 
 REST = 1e-3  # λ that it falls back to where steps tell nothing: D⁻¹ A D⁻¹ is about 1
-BOUNDS = (float(np.finfo(float).eps), 1e20)
+# D may be of long ago and beyond all measure now: λ has no least but 0.
+BOUNDS = (float(np.finfo(float).tiny), 1e20)
 QUIET = 5  # steps without progress that change S by rounding alone
 
 

@@ -23,6 +23,9 @@ class Newton(SecondOrder):
     momentum: Fraction = 0.0
     """β: the step is near β times the one before where the batch says nothing, as a
     batch with fewer outputs than there are params does (SPRING)."""
+    scaled_damping: bool = False
+    """Damp by λD in place of λI, D the greatest diagonal of C so far, so that the units
+    of the params are no matter (Moré 1978). For a whole batch every step."""
     tries: Count = 10
     """Most λ tried in one update, each with a factorisation of the one matrix, until a
     step is taken. Where λ follows ρ alone."""
@@ -35,6 +38,11 @@ class Newton(SecondOrder):
                 "momentum is a schedule, or traced by JAX: use a number, as it says "
                 "whether there is a step to remember"
             )
+        if self.scaled_damping and self.curvature in ("hessian", "finite_difference"):
+            raise UsageError(
+                f"scaled_damping goes by the diagonal of C, which of the "
+                f"{self.curvature} may be negative: use curvature='gauss_newton'"
+            )
 
     @property
     def solver(self):
@@ -45,10 +53,15 @@ class Newton(SecondOrder):
         return self.momentum
 
     @property
+    def scaled(self):
+        return self.scaled_damping
+
+    @property
     def most_tries(self):
         return self.tries
 
     @property
     def by_outputs(self):
         undamped = known(self.damping) and self.damping == 0
-        return self.output_space and self.curvature == "gauss_newton" and not undamped
+        alike = not undamped and not self.scaled_damping
+        return self.output_space and self.curvature == "gauss_newton" and alike

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from optax import tree
 
 from hfdist.coordinates import Coordinates, full, gram, orthonormal, pulled_back
@@ -28,12 +29,13 @@ from hfdist.quadratics import (
 )
 from hfdist.roots import has_root
 from hfdist.samples import samples_of
+from hfdist.scales import grown, metric
 from hfdist.solvers.dense import materialise, shifted, solved
 from hfdist.solvers.solution import Solution
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
 
-Solve = Callable[[System, Array], Solution]  # A x = b with λ in A, and that λ
+Solve = Callable[[System, Array], Solution]  # A x = b, A = C + λD, and that λ
 
 
 class Way(NamedTuple):
@@ -60,6 +62,7 @@ class Posed(NamedTuple):
     space: Coordinates
     model: Quadratic  # of f, in those coordinates
     solve: Solve
+    scales: PyTree  # D, like the params; None: I
     samples: Samples
 
 
@@ -73,9 +76,16 @@ class Examples(NamedTuple):
 
 
 def posed(
-    way: Way, at: Examples, gradient: PyTree | None, batch: Batch | None
+    way: Way,
+    at: Examples,
+    gradient: PyTree | None,
+    batch: Batch | None,
+    scales: PyTree,
 ) -> Posed:
-    """The step's question; batch: of all but the products, None for theirs."""
+    """The step's question; batch: of all but the products, None for theirs.
+
+    scales: D so far.
+    """
     problem, params, examples, devices = at
     alone = gradient is None and batch is None
     place = place_of(way, at, alone)
@@ -91,9 +101,9 @@ def posed(
             model = model._replace(gradient=devices.vectors.part(given))
         model = pulled_back(model, space)
     with jax.named_scope("solve"):
-        solve = _solve(way, place, at, model)
+        solve, scales = _solve(way, place, at, model, scales)
     samples = samples_of(problem, params, examples, devices)
-    return Posed(space, model, solve, samples)
+    return Posed(space, model, solve, scales, samples)
 
 
 def place_of(way: Way, at: Examples, alone: bool) -> Place:
@@ -141,8 +151,10 @@ def _coordinates(way: Way, place: Place, at: Examples) -> Coordinates:
     return (gram if way.solver.by_inner_products else orthonormal)(first, devices)
 
 
-def _solve(way: Way, place: Place, at: Examples, model: Quadratic) -> Solve:
-    """(A x = b, λ) -> x for A = C + λI and any λ; what C alone gives is made once."""
+def _solve(
+    way: Way, place: Place, at: Examples, model: Quadratic, scales: PyTree
+) -> tuple[Solve, PyTree]:
+    """(A x = b, λ) -> x for A = C + λD and any λ, and D; what C gives is made once."""
     solver = way.solver
     if isinstance(place, ByOutputs):
         outputs = outputs_of(*at)
@@ -150,9 +162,14 @@ def _solve(way: Way, place: Place, at: Examples, model: Quadratic) -> Solve:
         assert kernel_MM is not None, "a method by outputs has a solver that writes"
         return lambda system, damping: solved_by_outputs(
             outputs, kernel_MM, system, damping + at.problem.l2
-        )
+        ), None
     by_products = partial(materialise, model.product, model.gradient)
     matrix_NN = solver.written(model.matrix or by_products, model.gradient)
     if matrix_NN is None:
-        return lambda system, damping: solver.solve(system)
-    return lambda system, damping: solved(shifted(matrix_NN, damping), system)
+        return lambda system, damping: solver.solve(system), None
+    if scales is not None:
+        scales = grown(scales, matrix_NN)
+    d_N, _ = ravel_pytree(metric(scales)(tree.ones_like(model.gradient)))
+    return lambda system, damping: solved(
+        shifted(matrix_NN, damping * d_N), system
+    ), scales

@@ -34,6 +34,7 @@ from hfdist.parallel import ONE_DEVICE
 from hfdist.preconditioner import Preconditioner
 from hfdist.pytree import parameter_count, widen
 from hfdist.quadratics import Curvature, Quadratic
+from hfdist.scales import metric
 from hfdist.solvers.solver import Solver
 from hfdist.solvers.system import System
 from hfdist.spring import solved_near
@@ -55,6 +56,7 @@ class Memory(NamedTuple):
     start: Any  # where the solver starts, like params; None: from 0
     learnt: Any  # what the preconditioner knows; None: there is none
     previous: Any  # the step before, for a rule that looks back; or None
+    scales: Any  # D of a damping λD, like params; None: D = I
     hindsight: Hindsight | None  # on the steps before, for such a damping rule
 
 
@@ -127,6 +129,11 @@ class SecondOrder(Method):
         return 0.0
 
     @property
+    def scaled(self) -> bool:
+        """Whether λ weighs each param by its own curvature."""
+        return False
+
+    @property
     def most_tries(self) -> int:
         """How many λ one update may try, where λ follows ρ."""
         return 1
@@ -150,6 +157,7 @@ class SecondOrder(Method):
             start=tree.zeros_like(wide) if self.start_decay else None,
             learnt=learnt,
             previous=tree.zeros_like(wide) if self._looks_back else None,
+            scales=tree.zeros_like(wide) if self.scaled else None,
             hindsight=no_hindsight(info.loss.dtype) if self._in_hindsight else None,
         )
         return State(memory, info)
@@ -173,8 +181,9 @@ class SecondOrder(Method):
         if curvature_batch is not None:
             examples, others = curvature_batch, batch
         at = Examples(problem, params, examples, devices)
-        question = posed(self._way, at, gradient, others)
-        memory, space, model = state.inner, question.space, question.model
+        question = posed(self._way, at, gradient, others, state.inner.scales)
+        memory = state.inner._replace(scales=question.scales)
+        space, model = question.space, question.model
         if memory.hindsight is not None:
             seen = seen_after(memory.hindsight, memory.previous, model, space.inner)
             memory = memory._replace(hindsight=seen)
@@ -217,12 +226,13 @@ class SecondOrder(Method):
 
     def _attempt(self, at: Examples, question: Posed, like: Info, memory: Memory):
         """The memory after a step with its λ, the step's info, and the step."""
-        space, model, solve, samples = question
+        space, model, solve, scales, samples = question
+        times_d = metric(scales)
         learning_rate, damping = self._now(memory, like.loss.dtype)
 
         def damped_product(v):
             with jax.named_scope("product"):
-                return tree.add_scale(model.product(v), damping, v)
+                return tree.add_scale(model.product(v), damping, times_d(v))
 
         b = tree.scale(-1, model.gradient)
         system = System(damped_product, b, memory.start, space.inner)
@@ -240,13 +250,13 @@ class SecondOrder(Method):
         with jax.named_scope("solve"):
             if self.pull:
                 p = tree.scale(self.pull / learning_rate, memory.previous)
-                solve = partial(solved_near, p, solve)
+                solve = partial(solved_near, times_d(p), solve)
             solution = solve(system, damping)
         last = solution.x
         with jax.named_scope("backtracking"):
             solution = backtracked(system, solution, model, learning_rate)
         proposal = Proposal(
-            system, solution, damping, learning_rate, model, memory.previous
+            system, solution, damping, times_d, learning_rate, model, memory.previous
         )
         with jax.named_scope("step"):
             step = self._rule(proposal)
@@ -298,6 +308,8 @@ class SecondOrder(Method):
             why = "the solver is preconditioned"
         elif self._looks_back:
             why = "the step before is looked back at"
+        elif self.scaled:
+            why = "the damping is scaled"
         return Way(self.curvature, self.solver, why, self.by_outputs)
 
     def _remembered(self, memory: Memory, info: Info, damping, x, change) -> Memory:

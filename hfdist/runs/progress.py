@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+WHOLE = 10_000  # columns: more than a table has, as in a file nothing need be cut
+
 
 class Display:
     """Progress of a run from step `start` to step `last`; silent unless `shown`."""
@@ -70,7 +72,10 @@ def print_table(
         table.add_column(Text(name), justify=justify if i else "left")
     for row in rows:
         table.add_row(*(Text(_text(value)) for value in row))
-    Console(highlight=False, soft_wrap=True).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WHOLE
+    console.print(table)
 
 
 def _text(value: object) -> str:

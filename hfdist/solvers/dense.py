@@ -98,7 +98,7 @@ def reason_of(positive: Array, finite: Array) -> Array:
 
 
 def shifted(matrix_NN: Array, shift: Array) -> Array:
-    """The matrix plus shift times the identity."""
+    """The matrix plus `shift` times the identity, or plus a diagonal (N,)."""
     return matrix_NN + shift * jnp.eye(len(matrix_NN), dtype=matrix_NN.dtype)
 
 
