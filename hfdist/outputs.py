@@ -137,8 +137,8 @@ def _factor(problem: Problem, params: PyTree, batch: Batch) -> Factor:
         return made
 
     def gram() -> Array:
-        j_MN = written(params, batch).reshape(rows_BC.size, -1).astype(dtype)
-        k_MM = jnp.matmul(j_MN, j_MN.T, precision=jax.lax.Precision.HIGHEST)
+        j_NM = written(params, batch).reshape(-1, rows_BC.size).astype(dtype)
+        k_MM = jnp.matmul(j_NM.T, j_NM, precision=jax.lax.Precision.HIGHEST)
         for _ in range(2):  # of the rows, and of the columns
             rows = k_MM.astype(at.outputs.dtype).reshape(-1, *at.outputs.shape)
             k_MM = jax.vmap(rooted_rows)(rows).T
