@@ -35,7 +35,7 @@ TASKS = {
     "text/shakespeare": f"{CG} --batch-size 4 --model.layers 2",
     "table/diabetes": "",
     "physics/poisson": "",
-    "physics/heat": "",
+    "physics/heat": "--method.scaled-damping",
     "physics/burgers": "--data.interior 200 --data.boundary 60 --batch-size 260",
     "physics/poisson5": (
         "--data.interior 80 --data.boundary 20 --batch-size 100 --model.hidden 16 16"
