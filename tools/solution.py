@@ -57,7 +57,7 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
         problem, like = run.config.build_problem()
         step, params = restore_params(run.folder, like, arguments.step)
         plane = plane_of(task, problem, params)
-    over_time = run.test["seconds"], run.test["relative_error"]
+    over_time = run.test["seconds"], run.test.get("relative_error", np.zeros(0))
     prefix = arguments.out or run.folder / "solution"
     return {
         "run_dir": str(run.folder),

@@ -45,7 +45,7 @@ def draw(
     _map(of_error, plane, error, "$|u - u^*|$", cmap="magma", norm=scale)
     style.line(over_time, seconds, errors, style.look(0))
     over_time.set(xlabel="seconds of training", ylabel="relative error")
-    for which in "xy":
+    for which in "xy" if len(errors) else "":  # a run may have measured none yet
         style.log_scale(over_time, which)
     return style.save(drawn, prefix)
 

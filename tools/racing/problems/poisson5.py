@@ -24,8 +24,8 @@ ALL = 3500  # points of a batch that stays the same, where a method is for such
 def poisson5() -> Contest:
     """Seconds to a relative error of 1e-1, 1e-2 and 1e-3, and the error after 60 s.
 
-    The methods of a solve have J written down: a step of the others takes a fourth of
-    the time without.
+    Those that solve have J written down; without it the others' steps take a third of
+    the time and less.
     """
     path = "physics/poisson5.py"
     with_j = load(CONFIGS / path)
