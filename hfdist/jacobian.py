@@ -73,6 +73,11 @@ def written_jacobian(predict: Predict) -> Callable[[PyTree, Batch], Array] | Non
     return getattr(predict, "jacobian", None)
 
 
+def without_jacobian(predict: Predict) -> Predict:
+    """The predict that `with_jacobian` was given; any other is itself."""
+    return predict.__wrapped__ if written_jacobian(predict) else predict  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _written(tangent: Any, primal: Any) -> Any:
     return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
 
