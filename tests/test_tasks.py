@@ -1,5 +1,6 @@
 """Every task of configs/, as a user trains it: devices, processes, kills, memory."""
 
+import json
 import os
 import signal
 import struct
@@ -19,6 +20,8 @@ from hfdist.runs.config import load
 from hfdist.runs.resume import restore_params
 from hfdist.runs.train import train
 from hfdist.sharing import Sharding
+from test_processes import ends, free_port
+from test_processes import start as start_one
 from test_resume import SGD, finish, kill, start, wait_for_step
 from together import ROOT, train_losses
 from toolkit.recorded import story
@@ -27,7 +30,7 @@ CG = "--method.cg.max-steps 3 --method.cg.rtol 0"
 # What is needed for the losses to be comparable, and soon there.
 TASKS = {
     "paper/hf_gauss_newton": CG,
-    "mnist/autoencoder": f"{CG} --batch-size 64",
+    "mnist/autoencoder": f"{CG} --batch-size 64 --model.encoder 100 30",
     "mnist/convnet": f"{CG} --batch-size 16",
     "mnist/wide": CG,
     # Every piece of Hessian-free at once.
@@ -71,8 +74,19 @@ from hfdist import CG, HessianFree
 method = HessianFree(damping=1.0, damping_rule="nielsen", cg=CG(max_steps=3, rtol=0.0))
 config = replace(runpy.run_path({file!r})["config"], method=method)
 """
-# Processes, 0 for the test's own, and devices of each.
-LAYOUTS = [(0, 2), (0, 4), (2, 1), (2, 2)]
+# Trains run after run. A process makes as many devices as its first run asks for.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import hfdist
+from hfdist.runs.config import load
+from hfdist.runs.train import train
+with hfdist.joined():
+    for file, *overrides in json.loads(sys.argv[1]):
+        train(load(Path(file), overrides))
+"""
+# Processes, devices of each.
+LAYOUTS = [(1, 4), (1, 2), (1, 1), (2, 2), (2, 1)]
 each_task = pytest.mark.parametrize("name", TASKS)
 
 
@@ -94,31 +108,39 @@ def iterative(name, arguments, tmp_path):
     return [config, *arguments[1:]]
 
 
-def trained(run_dir, arguments, processes=0, devices=1, sharding="replicated", *more):
-    """(the loss of every step, the params at the end) of a run."""
-    layout = ["--devices", devices, "--sharding", sharding, "--run-dir", run_dir]
-    file, *overrides = map(str, [*arguments, *more, *layout])
+def train_in(processes, runs):
+    """Train all of the runs in so many real processes."""
+    port, each = free_port(), json.dumps([list(map(str, run)) for run in runs])
+    together = [
+        start_one(k, [each], port, processes, ("-c", PROGRAM)) for k in range(processes)
+    ]
+    codes, outputs = ends(together, within=600)
+    assert codes == [0] * processes, outputs
+
+
+def outcome(run):
+    """(the loss of every step, the params at the end)."""
+    file, *overrides = map(str, run)
     config = load(ROOT / file, overrides)
-    if processes == 0:
-        train(replace(config, compilation_cache=None))
-    else:
-        code, output = finish([file, *overrides], processes)
-        assert code == 0, output
-    _, params = restore_params(run_dir, config.build_problem()[1])
-    return train_losses(run_dir), params
+    _, params = restore_params(config.run_dir, config.build_problem()[1])
+    return train_losses(config.run_dir), params
 
 
 def check_layouts(folder, arguments, shardings, micro=1):
     """One device takes the steps of many, however they share."""
-    # What is drawn in float32 depends on how XLA is told to optimise.
-    here, alone = (trained(folder / f"{k}", arguments, k) for k in (0, 1))
-    assert len(here[0]) == 4
-    assert here[0][3] < here[0][0]
-    for sharding, layout in product(shardings, LAYOUTS):
-        name = f"{sharding} over {layout}"
-        more = ["--micro-batch-size", micro] if sharding == "vectors" else []
-        losses, params = alone if layout[0] else here
-        found = trained(folder / name, arguments, *layout, sharding, *more)
+    runs = {}
+    for (processes, devices), sharding in product(LAYOUTS, shardings):
+        run = [*arguments, "--devices", devices, "--sharding", sharding]
+        run += ["--micro-batch-size", micro] if sharding == "vectors" else []
+        name = f"{sharding} over {processes} x {devices}"
+        runs.setdefault(processes, {})[name] = [*run, "--run-dir", folder / name]
+    for processes, some in runs.items():
+        train_in(processes, some.values())
+    losses, params = outcome(runs[1]["replicated over 1 x 1"])
+    assert len(losses) == 4
+    assert losses[3] < losses[0]
+    for name, run in (runs[1] | runs[2]).items():
+        found = outcome(run)
         assert found[0] == pytest.approx(losses, rel=1e-10), name
         assert relative_error(found[1], params) < 1e-10, name
 
@@ -135,27 +157,29 @@ def test_devices_and_processes_solve_exactly_alike(arguments, tmp_path):
     check_layouts(tmp_path, arguments, ["replicated"])
 
 
-# Processes, devices, sharding: from each sharding to each other one.
+# Processes, devices of each, sharding: from each sharding to each other one.
 WAY = [
     (2, 2, "params"),
-    (0, 4, "vectors"),
+    (1, 4, "vectors"),
     (2, 1, "replicated"),
-    (0, 2, "params"),
-    (0, 1, "replicated"),
+    (1, 2, "params"),
+    (1, 1, "replicated"),
     (2, 2, "vectors"),
-    (0, 4, "params"),
+    (1, 4, "params"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["physics/burgers", "text/gpt2"])
 def test_a_run_goes_on_over_devices_that_share_otherwise(iterative, tmp_path):
-    steps = ["--max-steps", len(WAY)]
-    losses, params = trained(tmp_path / "one", [*iterative, *steps], 1)
-    for count, layout in enumerate(WAY, 1):
-        found = trained(
-            tmp_path / "many", iterative, *layout, "--max-steps", str(count)
-        )
+    one, many = ([*iterative, "--run-dir", tmp_path / k] for k in ("one", "many"))
+    one += ["--max-steps", len(WAY)]
+    train_in(1, [one])
+    for count, (processes, devices, sharding) in enumerate(WAY, 1):
+        layout = ["--devices", devices, "--sharding", sharding]
+        train_in(processes, [[*many, *layout, "--max-steps", count]])
+    losses, params = outcome(one)
+    found = outcome(many)
     assert len(losses) == len(WAY)
     assert found[0] == pytest.approx(losses, rel=1e-9)
     assert relative_error(found[1], params) < 1e-9
