@@ -99,13 +99,9 @@ class Method(Settings, abc.ABC):
         batch: Batch,
         curvature_batch: Batch | None = None,
         micro_batch_size: int | None = None,
-        shared: bool = False,
     ) -> str:
-        """What the method makes of a problem by itself, in words; "": nothing.
-
-        shared: whether devices share out its vectors.
-        """
-        del problem, params, batch, curvature_batch, micro_batch_size, shared
+        """What the method makes of a problem by itself, in words; "": nothing."""
+        del problem, params, batch, curvature_batch, micro_batch_size
         return ""
 
     def build(

@@ -187,18 +187,9 @@ class SecondOrder(Method):
         return update, State(memory._replace(updates=updates), info)
 
     def explain(
-        self,
-        problem,
-        params,
-        batch,
-        curvature_batch=None,
-        micro_batch_size=None,
-        shared=False,
+        self, problem, params, batch, curvature_batch=None, micro_batch_size=None
     ):
-        device = ONE_DEVICE._replace(
-            vectors=ONE_DEVICE.vectors._replace(shared=shared),
-            micro_batch_size=micro_batch_size,
-        )
+        device = ONE_DEVICE._replace(micro_batch_size=micro_batch_size)
         at = Examples(problem, params, batch, device)
         place = place_of(self._way, at, alone=curvature_batch is None)
         return explained(place, parameter_count(params))

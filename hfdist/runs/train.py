@@ -147,13 +147,15 @@ def _beginning(config: Config, mesh: Mesh | None) -> tuple[Problem, PyTree]:
 
 def _explanations(config, mesh, problem, params, source) -> Iterator[str]:
     """What the method says of solving this problem, where it says something new."""
-    said, shared = "", holding(config, mesh) != "replicated"
+    if holding(config, mesh) != "replicated":
+        return
+    said = ""
     for leg in source.passes.legs:
         chunk = replace(source, rows=slice).chunk(leg.first, 1)  # of all processes
         first = jax.tree.map(lambda a: a[0], chunk)
         batches = jax.eval_shape(partial(batches_of, config), first)
         words = config.method.explain(
-            problem, params, *batches, config.micro_batch_size, shared
+            problem, params, *batches, config.micro_batch_size
         )
         if words and words != said:
             when = f"batches of {leg.start.size} after step {leg.first}: "
