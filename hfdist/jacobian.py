@@ -29,11 +29,12 @@ def with_jacobian(predict: Predict) -> Predict:
         J = ∂z/∂w,   z = predict(w, batch)  (B, …)
 
     The values, and every method's steps, are the same but for rounding; the memory is
-    that of J. Example by example in reverse mode: each output must depend on its own
-    row of the batch alone, and every entry of the batch must have such rows. Where the
-    outputs show that they do not, as those of BatchNorm in training, J is NaN, so that
-    no step is taken. Raises UsageError for outputs that are not one array, entries
-    without rows, and derivatives in the batch.
+    that of J, and params that devices share out do without it. Example by example in
+    reverse mode: each output must depend on its own row of the batch alone, and every
+    entry of the batch must have such rows. Where the outputs show that they do not, as
+    those of BatchNorm in training, J is NaN, so that no step is taken. Raises
+    UsageError for outputs that are not one array, entries without rows, and derivatives
+    in the batch.
     """
 
     def of_one(params: PyTree, row: Batch) -> tuple[Array, Array]:
@@ -74,6 +75,11 @@ def with_jacobian(predict: Predict) -> Predict:
 def written_jacobian(predict: Predict) -> Callable[[PyTree, Batch], Array] | None:
     """(params, batch) -> Jᵀ (N, B, …) of a predict that writes it down, or None."""
     return getattr(predict, "jacobian", None)
+
+
+def without_jacobian(predict: Predict) -> Predict:
+    """The predict that `with_jacobian` was given; any other is itself."""
+    return predict.__wrapped__ if written_jacobian(predict) else predict  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _written(tangent: Any, primal: Any) -> Any:

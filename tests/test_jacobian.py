@@ -30,6 +30,17 @@ def test_products_match_dense_algebra(kind, mesh):
     assert relative_error(c.product(v), expected_NN @ v_N) < 1e-12
 
 
+@pytest.mark.parametrize("sharding", ["replicated", "vectors", "params"])
+def test_it_is_not_written_for_params_that_are_shared_out(sharding):
+    """Where each product would make it anew: two examples a device, 39 params."""
+    problem = CASE.problem._replace(predict=with_jacobian(CASE.predict))
+    optimizer = hfdist.HessianFree(damping=1.0).build(problem, FOUR, sharding=sharding)
+    update = jax.make_jaxpr(lambda s, p: optimizer.update(None, s, p, batch=CASE.batch))
+    program = str(update(optimizer.init(CASE.params), CASE.params))
+    written = any(j in program for j in ("f64[2,3,39]", "f64[39,2,3]"))
+    assert written == (sharding != "params")
+
+
 def mixing(params, batch):
     """As BatchNorm in training does."""
     z = CASE.predict(params, batch)

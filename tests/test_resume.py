@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -147,8 +148,15 @@ def test_what_a_step_has_learnt_for_the_next_is_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("method", [SGD, HF, f"{HF} --sharding vectors"])
+@pytest.mark.parametrize(
+    ("method", "processes"),
+    [
+        *product([SGD, HF], [1, 2]),
+        (f"{HF} --sharding vectors", 2),
+        (f"{HF} --sharding params", 2),
+        (f"{HF} --sharding params --devices 2", 1),
+    ],
+)
 def test_fifty_kills(settings, tmp_path, method, processes):
     arguments = [*method.split(), *settings, "--checkpoint-steps", "7"]
     arguments += LM.split() if HF in method else []

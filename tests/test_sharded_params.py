@@ -1,5 +1,6 @@
 """Params that devices share out, against one device that has them whole."""
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -17,6 +18,8 @@ from communication.gpu_compiler import compile_step
 from hfdist import CG, HessianFree, UsageError, parallel
 from hfdist.models.mlp import MLP
 from hfdist.models.model import functional
+from hfdist.runs.config import Config
+from hfdist.runs.shards import as_saved, begin, made
 from hfdist.sharing import share_out, split
 from quick import mostly_slow
 from test_parallel import CASE, MESH, shortened
@@ -74,6 +77,22 @@ def test_no_value_that_differs_between_devices_is_taken_for_one_that_does_not(
 def parts_of(tree):
     """The shapes that the first device has."""
     return [leaf.addressable_data(0).shape for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_run_begins_and_goes_on_with_its_parts_alone():
+    config = Config(method=METHODS["hf_untuned"], sharding="params")
+    _, params = made(config, MESH)
+    assert {type(leaf) for leaf in jax.tree.leaves(params)} == {np.ndarray}
+    carry, whole = begin(config, MESH, params), (params, config.method.init(params))
+    same = partial(np.array_equal, equal_nan=True)
+    assert jax.tree.all(jax.tree.map(same, carry, whole))
+    # Of the biases, 10 each, four devices have the whole.
+    assert parts_of(carry[0]) == [(10,), (196, 10), (10,), (10, 10)]
+    for saved in ("params", "replicated"):
+        like = as_saved(config, MESH, params, saved)
+        assert parts_of(carry) == [
+            leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(like)
+        ]
 
 
 def test_a_device_holds_its_part_of_each_leaf_and_no_more():

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from hfdist.batches import check_batch, examples_in
 from hfdist.checks import Count, Settings, check_choice, fitted
 from hfdist.errors import UsageError
+from hfdist.jacobian import without_jacobian
 from hfdist.outcome import Refusal
 from hfdist.parallel import Collectives, collectives, data_parallel
 from hfdist.problem import Batch, Problem, check_penalty
@@ -200,9 +201,11 @@ class Method(Settings, abc.ABC):
 
         def step(gradient, state, params, *batches):
             over = devices.sharing_params(params)
+            # A Jacobian is whole columns, and would be made anew for each product.
+            plain = without_jacobian(problem.predict)
 
             def predict(params, batch):
-                return problem.predict(over.own_whole(params), batch)
+                return plain(over.own_whole(params), batch)
 
             own = problem._replace(predict=where_used(predict))
             return parallel(own, over)(gradient, state, params, *batches)

@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 from hfdist.checks import shown
 from hfdist.errors import UsageError
 from hfdist.pytree import PyTree
-from hfdist.runs.parts import Piece, assemble, is_shared, pieces_in
+from hfdist.runs.parts import Piece, assemble, is_shared, pieces_in, placed
 
 # Orbax warns of what is meant, and logs the errors that it raises. Of the reads and
 # writes that fail beside the one whose error it raises asyncio logs more, after our
@@ -120,13 +120,13 @@ class Checkpoints:
         )
         items = self._whole(step, sealed, whole)
 
-        def placed(name, leaf, array):
+        def put(name, leaf, array):
             if name in pieces:
                 return assemble(pieces[name], leaf)
-            return _share_out(array, leaf) if is_shared(leaf) else array
+            return placed(array, leaf) if is_shared(leaf) else array
 
         with _judged():
-            return mapped(placed, like, items), sealed["record"]
+            return mapped(put, like, items), sealed["record"]
 
     def verify(self, step: int) -> int:
         """Compare every checksum of a step; the bytes of its arrays.
@@ -306,10 +306,6 @@ def _like(leaf: Any) -> Any:
         return np.empty(leaf.shape, leaf.dtype)
     is_host = isinstance(leaf, np.ndarray)
     return leaf if is_host else ocp.utils.to_shape_dtype_struct(leaf)
-
-
-def _share_out(array: np.ndarray, like: Any) -> jax.Array:
-    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
 
 def named(items: Any) -> list[tuple[str, Any]]:

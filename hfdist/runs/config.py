@@ -146,15 +146,15 @@ class Config(Settings):
                 f"{type(self.method).__name__} has no curvature: leave it at 1"
             )
 
-    def build_problem(self) -> tuple[Problem, PyTree]:
-        """The problem and the initial params.
+    def build_problem(self, shares: int = 1) -> tuple[Problem, PyTree]:
+        """The problem and the initial params, of which a device is to have a share.
 
         An l2 of the problem's own, such as a tree of them, stays where the config has
-        none. Raises UsageError, before they are made, for params that no memory could
-        hold.
+        none. Raises UsageError, before they are made, for params whose share no
+        memory could hold.
         """
         make = partial(problem_of, self.data, self.model, self.seed)
-        _check_memory(lambda: make()[1], self.dtype)
+        _check_memory(lambda: make()[1], self.dtype, shares)
         problem, params = make()
         if self.l2 and penalised(problem):
             raise UsageError(
@@ -167,15 +167,17 @@ class Config(Settings):
         return problem, jax.tree.map(partial(jnp.array, dtype=self.dtype), params)
 
 
-def _check_memory(init: Callable[[], PyTree], dtype: Dtype) -> None:
-    """Raise UsageError for params that cannot fit, if their shapes tell."""
+def _check_memory(init: Callable[[], PyTree], dtype: Dtype, shares: int) -> None:
+    """Raise UsageError if one of so many shares of the params cannot fit, by their
+    shapes."""
     try:
         count = parameter_count(jax.eval_shape(init))
     except JAXTypeError:  # a model of a caller's own that computes with its params
         return
+    each = f", 1/{shares} on each device" if shares > 1 else ""
     check_device_memory(
-        2 * count * jnp.dtype(dtype).itemsize,
-        f"the model has {count:,} params, which take, with their gradient,",
+        2 * count * jnp.dtype(dtype).itemsize // shares,
+        f"the model has {count:,} params, which take, with their gradient{each},",
         "use a smaller one, by fewer or narrower layers (--model.hidden of an MLP)",
     )
 

@@ -102,6 +102,13 @@ def assemble(pieces: Sequence[Piece], like: Any) -> Any:
     return jax.make_array_from_callback(like.shape, like.sharding, read)
 
 
+def placed(array: Any, like: Any) -> jax.Array:
+    """An array of the host where another one is, or is to be: its parts alone."""
+    return jax.make_array_from_callback(
+        like.shape, like.sharding, np.asarray(array).__getitem__
+    )
+
+
 def _range(pieces: Sequence[Piece], index: Sequence[slice], like: Any) -> np.ndarray:
     bounds = zip(index, like.shape, strict=True)
     low, high = np.transpose([rows.indices(n)[:2] for rows, n in bounds])

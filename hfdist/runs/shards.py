@@ -4,6 +4,8 @@ A checkpoint has params and vectors as the run had them that saved it: shared ou
 whole. So a run may be continued on any number of devices, however they share.
 """
 
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,8 +13,10 @@ from jax.sharding import Mesh
 
 from hfdist.methods.method import Method, State
 from hfdist.parallel import replicate
+from hfdist.problem import Problem
 from hfdist.pytree import PyTree
 from hfdist.runs.config import Config
+from hfdist.runs.parts import placed
 from hfdist.sharing import Functions, Sharding, bring_together, described, share_out
 
 Carry = tuple[PyTree, State]
@@ -23,10 +27,33 @@ def holding(config: Config, mesh: Mesh | None) -> Sharding:
     return "replicated" if mesh is None else config.sharding
 
 
+def made(config: Config, mesh: Mesh | None) -> tuple[Problem, PyTree]:
+    """The problem and the first params; those of many devices are on the host.
+
+    Where devices share them out they are made there as well, and on no device whole.
+    """
+    if mesh is None:
+        return config.build_problem()
+    shares, place = 1, nullcontext()
+    if config.sharding == "params":
+        shares = mesh.size
+        with suppress(RuntimeError):  # JAX_PLATFORMS may leave the host out
+            place = jax.default_device(jax.local_devices(backend="cpu")[0])
+    with place:
+        problem, params = config.build_problem(shares)
+    return problem, jax.device_get(params)
+
+
 def begin(config: Config, mesh: Mesh | None, params: PyTree) -> Carry:
-    """The state before the first step, as the devices hold it."""
-    carry = replicate((params, config.method.init(params)), mesh)
-    return taken_over(config, mesh, carry, "replicated")
+    """The state before the first step, as the devices hold it: at no time do they hold
+    more of what they share out."""
+    method, held = config.method, holding(config, mesh)
+    if held == "replicated":
+        return replicate((params, method.init(params)), mesh)
+    like = as_saved(config, mesh, params, held)
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
+    start = jax.jit(partial(_start, method, held), out_shardings=places)
+    return start(jax.tree.map(placed, params, like[0]))
 
 
 def taken_over(
@@ -34,11 +61,11 @@ def taken_over(
 ) -> Carry:
     """What was saved with a sharding, as the devices hold it.
 
-    Between two shardings all is whole on every device for a while. Every process of the
-    run calls it at the same time.
+    From or to shared vectors all is whole on every device for a while. Every process of
+    the run calls it at the same time.
     """
     method, held = config.method, holding(config, mesh)
-    if saved == held:
+    if _alike(saved, held):
         return carry
     if saved != "replicated":
         together = bring_together(saved, mesh, like=carry[0])
@@ -55,19 +82,25 @@ def as_saved(
 
     That is where the run holds it, or, to be taken over, whole on every device.
     """
-    method = config.method
-
-    def start(params):
-        carry = params, method.init(params)
-        if saved == "replicated":
-            return carry
-        return _changed(method, share_out(saved, None), saved, carry)
-
-    params, state = like = jax.eval_shape(start, params)
-    if mesh is None or saved != holding(config, mesh):
+    method, held = config.method, holding(config, mesh)
+    params, state = like = jax.eval_shape(partial(_start, method, saved), params)
+    if mesh is None or not _alike(saved, held):
         return described(like, mesh)
-    _, *places = method.places(saved, mesh.size, (None, state, params))
+    _, *places = method.places(held, mesh.size, (None, state, params))
     return described(like, mesh, tuple(reversed(places)))
+
+
+def _alike(saved: Sharding, held: Sharding) -> bool:
+    """Whether the arrays of one are those of the other, in other places at most."""
+    return saved == held or "vectors" not in (saved, held)
+
+
+def _start(method: Method, sharding: Sharding, params: PyTree) -> Carry:
+    """The state before the first step, in the form of a sharding."""
+    carry = params, method.init(params)
+    if sharding == "replicated":
+        return carry
+    return _changed(method, share_out(sharding, None), sharding, carry)
 
 
 def _changed(

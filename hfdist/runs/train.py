@@ -18,6 +18,7 @@ import jax
 import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from hfdist.cluster.processes import (
     any_says,
@@ -29,8 +30,8 @@ from hfdist.cluster.processes import (
 from hfdist.errors import UsageError
 from hfdist.methods.method import Info, make_step
 from hfdist.parallel import local_rows, make_mesh, place_chunk
-from hfdist.problem import Batch
-from hfdist.pytree import PyTree
+from hfdist.problem import Batch, Problem
+from hfdist.pytree import PyTree, same
 from hfdist.runs.checkpoint import Checkpoints, steps
 from hfdist.runs.config import Config
 from hfdist.runs.evaluate import evaluator
@@ -47,7 +48,7 @@ from hfdist.runs.recorder import Recorder, Result
 from hfdist.runs.resume import restore_newest, restore_params
 from hfdist.runs.run_directory import Run, agree, note_saved, open_run
 from hfdist.runs.saver import Saver
-from hfdist.runs.shards import Carry, as_saved, begin, holding, taken_over
+from hfdist.runs.shards import Carry, as_saved, begin, holding, made, taken_over
 from hfdist.tasks.examples import readable
 from hfdist.tasks.pipeline import GlobalBatches, chunks
 
@@ -88,10 +89,10 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
         train_set, config.batch_size, config.seed, rows, config.batch_growth
     )
     last = last_step(config, source.passes)
-    problem, params = config.build_problem()
+    problem, first = _beginning(config, mesh)
+    params = jax.eval_shape(same, first)
     optimizer = optimizer_of(config, problem, mesh)
-    first = _first_params(config, params)
-    like = partial(as_saved, config, mesh, first)
+    like = partial(as_saved, config, mesh, params)
 
     chunk_step = make_chunk_step(optimizer, partial(batches_of, config))
     # What tracing refuses is refused before there is a run directory.
@@ -113,7 +114,7 @@ def _train(config, name, mesh, asked, stack: ExitStack) -> Result:
     spans = scans(source, config, start.step, last)
     recorder = Recorder(config, start, last, source.passes)
     stack.callback(recorder.close)
-    for explanation in _explanations(config, problem, params, source):
+    for explanation in _explanations(config, mesh, problem, params, source):
         recorder.display.say(explanation)
     _enable_compilation_cache(config.compilation_cache)
     programs = _compile(chunk_step, carry, source, spans, mesh, recorder)
@@ -134,17 +135,19 @@ def _saver(folder: Path, run: Run, config: Config) -> Saver:
     return Saver(folder, run.identity, config.keep, config.keep_every, note)
 
 
-def _first_params(config: Config, params: PyTree) -> PyTree:
-    """Those of another run, where the config names one and there is none of this."""
+def _beginning(config: Config, mesh: Mesh | None) -> tuple[Problem, PyTree]:
+    """The problem and the first params: another run's, where the config names one and
+    there is none of this."""
+    problem, params = made(config, mesh)
     continues = config.run_dir and steps(config.run_dir / "checkpoints")
     if config.init_from is None or from_first(bool(continues)):
-        return params
-    return restore_params(config.init_from, params)[1]
+        return problem, params
+    return problem, restore_params(config.init_from, params)[1]
 
 
-def _explanations(config, problem, params, source) -> Iterator[str]:
+def _explanations(config, mesh, problem, params, source) -> Iterator[str]:
     """What the method says of solving this problem, where it says something new."""
-    if config.sharding != "replicated":
+    if holding(config, mesh) != "replicated":
         return
     said = ""
     for leg in source.passes.legs:

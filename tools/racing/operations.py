@@ -105,13 +105,12 @@ def _cond(equation: JaxprEqn, args: list[Any]) -> Counted:
 
 def _scan(equation: JaxprEqn, args: list[Any]) -> Counted:
     params = equation.params
-    first = params["num_consts"]
-    second = first + params["num_carry"]
+    first, cut = _constants_and_carry(params)
+    second = first + cut
     constants, start, rows = args[:first], args[first:second], args[second:]
 
     def body(carry, row):
         outputs, more = _run(params["jaxpr"], [*constants, *carry[0], *row])
-        cut = params["num_carry"]
         return (outputs[:cut], carry[1] + more), outputs[cut:]
 
     (end, operations), stacked = jax.lax.scan(
@@ -123,6 +122,14 @@ def _scan(equation: JaxprEqn, args: list[Any]) -> Counted:
         unroll=params["unroll"],
     )
     return [*end, *stacked], operations
+
+
+def _constants_and_carry(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's arguments are either."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # since JAX 0.11
+    return len(constants), len(carry)
 
 
 def _product(equation: JaxprEqn) -> float:
