@@ -118,7 +118,7 @@ def test_an_axis_that_is_explicit_is_refused():
     mesh = two_axes(kind=AxisType.Explicit)
     optimizer = METHODS["hf_gauss_newton"].build(CASE.problem, mesh)
     params = split(CASE.params, mesh)
-    with pytest.raises(UsageError, match="automatic axes"):
+    with pytest.raises(UsageError, match="automatic ones"):
         optimizer.update(None, optimizer.init(params), params, batch=CASE.batch)
 
 

@@ -57,7 +57,8 @@ def test_a_mistake_and_a_stop_are_one_line(error, code, capsys):
 def test_no_package_of_the_tools_hides_a_command_or_a_folder_of_runs():
     packages = {path.parent.name for path in TOOLS.glob("*/__init__.py")}
     commands = {path.stem for path in TOOLS.glob("*.py")}
-    assert commands == {"bench", "comms", "gpu", "plot", "reproduce", "spectrum"}
+    known = {"bench", "comms", "gpu", "plot", "reproduce", "solution", "spectrum"}
+    assert commands == known
     assert packages
     assert not packages & (commands | {"runs", "hfdist", "tests", "launch", "configs"})
 
