@@ -2,9 +2,9 @@
 
     hfdist train configs/physics/poisson5.py
 
-One core of an AMD EPYC at a load of 12, seed 0: relative error 4.8e-4, 2.8e-4, 1.4e-4
-and 9.8e-5 after 100, 200, 800 and 1,600 steps, of 0.22 s of the core each; not taken to
-the end. Every step has other points, 550 of 55,000, and solves in the span of their
+One core of an AMD EPYC, seed 0: relative error 4.8e-4, 1.9e-4, 9.8e-5 and 9.1e-5 after
+100, 500, 1,600 and 2,100 steps; 29, 148, 475 and 622 s of training, not taken to the
+end. Every step has other points, 550 of 55,000, and solves in the span of their
 outputs; the momentum keeps what they say nothing of. Set OPENBLAS_NUM_THREADS=1.
 """
 
