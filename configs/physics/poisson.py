@@ -2,10 +2,10 @@
 
     hfdist train configs/physics/poisson.py
 
-Two cores of an AMD EPYC that other jobs shared, seeds 0 to 2: relative error below 3e-6
-after 250 to 400 steps, 3 s of training (19 s of seed 1, which shared both cores then);
-2.4e-8, 1.0e-7 and 8.3e-8 after 60 s; 1.2e-8 to 4.2e-8 after all 5,000 steps, 86 to 137
-s, with one λ an update. A step takes 6 ms, and 400 ms without the Jacobian.
+One core of an AMD EPYC, seeds 0 to 2: relative error below 1e-6 after 650, 300 and 500
+steps, 2.9, 1.5 and 2.3 s of training; below 1e-7 after 7.7, 15 and 14 s; 1.2e-8, 3.7e-8
+and 4.2e-8 after all 5,000 steps, 23 s. A step takes 4.5 ms, and 250 ms without the
+Jacobian. Set OPENBLAS_NUM_THREADS=1.
 """
 
 from hfdist import Dense, Newton
