@@ -410,6 +410,7 @@ def test_every_problem_has_its_contestants_and_something_to_reach(name):
 SPECTRUM = Spectrum(peaks=4, points=80)
 
 
+@pytest.mark.slow
 def test_the_best_fit_of_the_peaks_is_the_one_that_is_said():
     """By JAX's derivatives: no slope there, and curved upwards."""
     problem, params = SPECTRUM.problem(Peaks(count=4), 0)
