@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfdist.checks import Count, Positive
-from hfdist.tasks.physics import Drawn, along
+from hfdist.tasks.physics import SPACE, TIME, Evolution, along
 
-TIME, SPACE = 0, 1
 NODES = 400  # of the quadrature: 13 digits for a viscosity of 0.01 and more
 
 
 @dataclass(frozen=True, kw_only=True)
-class Burgers(Drawn):
+class Burgers(Evolution):
     """u_t + u u_x = ν u_xx for 0 ≤ t ≤ 1 and -1 ≤ x ≤ 1, x = (t, x),
 
         u(0, x) = -sin πx,   u(t, -1) = u(t, 1) = 0
@@ -35,21 +34,10 @@ class Burgers(Drawn):
     def box(self):
         return np.array([[0.0, -1.0], [1.0, 1.0]])
 
-    @property
-    def coordinates(self):
-        return "t", "x"
-
-    @property
-    def faces(self):
-        return (TIME, 0), (SPACE, 0), (SPACE, 1)
-
     def operator(self, u, x_BD):
         in_space = along(u, x_BD, SPACE)
         moved = along(u, x_BD, TIME).slope + in_space.value * in_space.slope
         return moved - self.viscosity * in_space.curvature
-
-    def source(self, x_BD):
-        return np.zeros(len(x_BD))
 
     def solution(self, x_BD):
         nu = self.viscosity

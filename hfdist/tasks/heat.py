@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfdist.checks import Positive
-from hfdist.tasks.physics import Drawn, along
-
-TIME, SPACE = 0, 1
+from hfdist.tasks.physics import SPACE, TIME, Evolution, along
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heat(Drawn):
+class Heat(Evolution):
     """u_t = κ u_xx for 0 ≤ t ≤ 1 and 0 ≤ x ≤ 1, x = (t, x),
 
     u(0, x) = sin πx,   u(t, 0) = u(t, 1) = 0,   u* = exp(-κπ²t) sin πx
@@ -24,20 +22,9 @@ class Heat(Drawn):
     def box(self):
         return np.array([[0.0, 0.0], [1.0, 1.0]])
 
-    @property
-    def coordinates(self):
-        return "t", "x"
-
-    @property
-    def faces(self):
-        return (TIME, 0), (SPACE, 0), (SPACE, 1)
-
     def operator(self, u, x_BD):
         curvature = along(u, x_BD, SPACE).curvature
         return along(u, x_BD, TIME).slope - self.conductivity * curvature
-
-    def source(self, x_BD):
-        return np.zeros(len(x_BD))
 
     def solution(self, x_BD):
         t, x = x_BD.T

@@ -208,6 +208,24 @@ class Drawn(Physics):
         return rng.uniform(*self.box, size=(points, self.dimensions))
 
 
+TIME, SPACE = 0, 1
+
+
+class Evolution(Drawn):
+    """An equation N(u) = 0 of x = (t, x), u known at first and at both ends."""
+
+    @property
+    def coordinates(self):
+        return "t", "x"
+
+    @property
+    def faces(self):
+        return (TIME, 0), (SPACE, 0), (SPACE, 1)
+
+    def source(self, x_BD):
+        return np.zeros(len(x_BD))
+
+
 TESTED = 10_000  # points that an error is measured at: the third digit of it is chance
 
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from hfdist import Adam, HessianFree
-from hfdist.methods.method import Method
 from hfdist.runs.config import Config
 from hfdist.tasks.task import Task
 from racing.contest import (
@@ -19,28 +18,27 @@ from racing.lbfgs import LBFGS
 
 def on_all_points(
     config: Config,
-    tuned: dict[str, tuple[Method, str]],
+    tuned: dict[str, Entrant],
     targets: tuple[float, ...],
     others: Task | None = None,
     seconds: float = 60.0,
+    whole: int | None = None,
 ) -> Contest:
     """The relative error of a config's task in so many seconds.
 
-    tuned: by name, a method and its settings for people; others: the form of the task
-    that suits the other contestants.
+    others: the form of the task that suits the contestants that are not tuned; whole:
+    points of a batch that stays the same, the config's by default.
     """
-    task, size = config.data, config.batch_size
-    config = replace(config, method=HessianFree(), data=others or task)
+    whole = whole or config.batch_size
+    sizes = tuple(sorted({config.batch_size, whole}))
+    config = replace(config, method=HessianFree(), data=others or config.data)
     return Contest(
         config=config,
         contestants=(
             untuned(config),
-            *(
-                Contestant(name, (Entrant(method, size, settings, data=task),))
-                for name, (method, settings) in tuned.items()
-            ),
-            first_order("Adam", Adam, (1e-3, 3e-3, 1e-2), (size,)),
-            quasi_newton(LBFGS, (size,)),
+            *(Contestant(name, (entrant,)) for name, entrant in tuned.items()),
+            first_order("Adam", Adam, (1e-3, 3e-3, 1e-2), sizes),
+            quasi_newton(LBFGS, (whole,)),
         ),
         quantity="relative_error",
         targets=targets,

@@ -42,9 +42,7 @@ class Mark(NamedTuple):
 
     seconds: float  # of training
     steps: int
-    gradients: (
-        float  # operations so far over those of a gradient, of the contest's task
-    )
+    gradients: float  # operations so far over those of one of the contest's task
     loss: float  # mean of all training examples; nan where a figure is raced for
     figures: dict[str, float]  # the task's, of all test examples
 
@@ -118,6 +116,7 @@ def _training(
     config = replace(course.config, method=entrant.method, batch_size=size)
     own = replace(config, data=entrant.data or config.data)
     problem, params = own.build_problem()
+    contests = config.build_problem()[0] if entrant.data else problem
     optimizer = entrant.method.build(problem)
     source = GlobalBatches(course.examples, size, config.seed)
     most = 1 if fixed else source.most(LENGTHS[0], size)
@@ -134,7 +133,7 @@ def _training(
         return program
 
     def gradient(params: Any, batch: Batch):
-        return value_and_gradient(config.build_problem()[0], params, prepare(batch))
+        return value_and_gradient(contests, params, prepare(batch))
 
     first = first_batch(course.examples, size, config.seed)
     _, unit = jax.jit(counted(gradient))(params, first)

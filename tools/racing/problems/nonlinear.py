@@ -6,7 +6,7 @@ from hfdist import Newton
 from hfdist.runs.config import Config
 from racing.ablation import WHOLE
 from racing.all_points import on_all_points
-from racing.contest import Contest
+from racing.contest import Contest, Entrant
 from racing.peaks import Peaks, Spectrum
 
 
@@ -26,9 +26,10 @@ def nonlinear() -> Contest:
         dtype="float64",
         batch_size=task.points,
     )
+    warm, said = replace(WHOLE, warm_start=0.95), "100 CG steps, warm start 0.95"
     tuned = {
-        "HF-tuned": (replace(WHOLE, warm_start=0.95), "100 CG steps, warm start 0.95"),
-        "Newton": (method, "Nielsen's damping from 1"),
+        "HF-tuned": Entrant(warm, task.points, said, data=task),
+        "Newton": Entrant(method, task.points, "Nielsen's damping from 1", data=task),
     }
     others = replace(task, jacobian=False)
     return on_all_points(config, tuned, (1e-4, 1e-10), others, seconds=10.0)
